@@ -1,0 +1,1 @@
+"""From an image folder to balanced batches: scan, decode, split, pixel store."""

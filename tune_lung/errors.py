@@ -1,0 +1,28 @@
+"""The one error that a command turns into a line of text instead of a traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something the user can mend: bad input, a missing file, an impossible option.
+
+    Commands print its text as one line after `error:` and exit with status 2. The text says what is wrong,
+    what is allowed and what to do; it names no image file, for image names may be private.
+    """
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Phrase the nearest allowed word and the list of all of them.
+
+    Args:
+        word: What the user wrote.
+        allowed: What could have been written.
+
+    Returns:
+        A text such as `Did you mean 'freeze_grid'? Allowed: cnn, freeze_grid.`; without a near word only the list.
+    """
+    names = sorted(allowed)
+    near = get_close_matches(word, names, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Allowed: {', '.join(names)}."

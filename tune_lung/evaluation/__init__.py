@@ -1,0 +1,1 @@
+"""What a trained network's answers are worth: predictions, metrics, statistics."""

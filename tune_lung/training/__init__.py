@@ -1,0 +1,1 @@
+"""Training one trial, epoch by epoch; knows torch and nothing of Ray."""
