@@ -1,0 +1,73 @@
+"""Where every file of a run lies: the one place that knows the names."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations")
+"""The ledger's tables, each a folder of Parquet parts."""
+
+_PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The paths of one run; nothing is read or written here."""
+
+    root: Path
+    """The run's own folder."""
+
+    @property
+    def manifest(self) -> Path:
+        """The JSON file that says what the run is; a folder without it is no run."""
+        return self.root / "run.json"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        return self.root / "figures"
+
+    @property
+    def report_page(self) -> Path:
+        """The page that shows table and figure in a browser."""
+        return self.root / "report.html"
+
+    def table(self, name: str) -> Path:
+        """Return the folder of one table.
+
+        Raises:
+            ValueError: There is no such table.
+        """
+        if name not in TABLES:
+            raise ValueError(f"The ledger has no table {name!r}; it has {', '.join(TABLES)}.")
+        return self.root / name
+
+    def part(self, table: str, part: str) -> Path:
+        """Return one Parquet file of a table.
+
+        Args:
+            table: The table's name.
+            part: What the part holds, such as a trial's id: letters, digits, `_`, `-` and `.`, no `.` or `-` in front.
+
+        Raises:
+            ValueError: There is no such table, or the part cannot be a file's name.
+        """
+        if not _PART_NAME.fullmatch(part):
+            raise ValueError(f"{part!r} cannot name a part of the table {table}: use letters, digits, '_', '-' and '.'.")
+        return self.table(table) / f"{part}.parquet"
+
+    def schema_part(self, table: str) -> Path:
+        """Return the part without rows that makes an empty table readable."""
+        return self.part(table, "schema")
+
+    def parts(self, table: str) -> list[Path]:
+        """List the Parquet files of a table in the order of their names, unfinished ones left out."""
+        return sorted(path for path in self.table(table).glob("*.parquet") if not path.name.startswith("."))
+
+    def checkpoints(self, trial_id: str) -> Path:
+        """Return the folder of one trial's checkpoints."""
+        return self.root / "checkpoints" / trial_id
+
+    def figure(self, name: str) -> Path:
+        """Return the image file of one figure, such as `figure4`."""
+        return self.figures / f"{name}.png"

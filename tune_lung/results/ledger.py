@@ -1,0 +1,189 @@
+"""Writing a run's tables: whole files, checked against the schema.
+
+The driver is the only writer of a run, but for `validation_predictions/<trial_id>.parquet`, which the trial's worker
+writes. Each trial has its own parts, replaced whole as it goes on, so that no writer waits for another.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tune_lung.errors import InputError
+from tune_lung.files import whole_file, write_text_whole
+from tune_lung.results.layout import TABLES, RunPaths
+from tune_lung.results.schema import ALLOWED_WORDS, table_schema
+
+Row = Mapping[str, Any]
+"""Values by column name; a missing column is null."""
+
+
+class Ledger:
+    """The tables and the manifest of one run, for writing."""
+
+    def __init__(self, root: Path) -> None:
+        """Point at a run; nothing is read or written yet.
+
+        Args:
+            root: The run's folder.
+        """
+        self.paths = RunPaths(Path(root))
+
+    @classmethod
+    def create(cls, root: Path, manifest: Mapping[str, Any]) -> Self:
+        """Start a new run: every table readable at once, without rows.
+
+        Args:
+            root: The run's folder; it must not exist, or be empty.
+            manifest: The manifest; `data.classes` must be known.
+
+        Raises:
+            InputError: The folder holds something already.
+        """
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise InputError(f"The run folder '{root.name}' exists already. Choose another --name or remove it.")
+        ledger = cls(root)
+        classes = tuple(manifest["data"]["classes"])
+        for table in TABLES:
+            _write_part(ledger.paths.schema_part(table), table_schema(table, classes).empty_table())
+        ledger.write_manifest(manifest)
+        return ledger
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Go on with a run that exists.
+
+        Raises:
+            InputError: The folder is no run.
+        """
+        ledger = cls(root)
+        ledger.read_manifest()
+        return ledger
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The run's classes, in the order of the network's outputs."""
+        return tuple(self.read_manifest()["data"]["classes"])
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest.
+
+        Args:
+            manifest: JSON values only; no host name, no absolute path.
+        """
+        write_text_whole(self.paths.manifest, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Read the manifest.
+
+        Raises:
+            InputError: The folder is no run, or its manifest is damaged.
+        """
+        return read_manifest(self.paths)
+
+    def write_images(self, images: pd.DataFrame) -> None:
+        """Replace the table of images: one row per file found, those left out included."""
+        self._write_frame("images", "images", images)
+
+    def write_trial(self, row: Row) -> None:
+        """Replace one trial's row.
+
+        Raises:
+            ValueError: A column is unknown or a value has the wrong type; so for every other table.
+        """
+        self._write_rows("trials", row["trial_id"], [row])
+
+    def write_epochs(self, trial_id: str, rows: Iterable[Row]) -> None:
+        """Replace one trial's epochs; each row gets the trial's id."""
+        self._write_rows("epochs", trial_id, [{**row, "trial_id": trial_id} for row in rows])
+
+    def write_decisions(self, rows: Iterable[Row]) -> None:
+        """Replace the decisions about every trial that the rows name."""
+        rows_by_trial: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            rows_by_trial[row["trial_id"]].append(row)
+        for trial_id, own in rows_by_trial.items():
+            self._write_rows("decisions", trial_id, own)
+
+    def write_explanations(self, trial_id: str, rows: Iterable[Row]) -> None:
+        """Replace one trial's explanations; each row gets the trial's id."""
+        self._write_rows("explanations", trial_id, [{**row, "trial_id": trial_id} for row in rows])
+
+    def write_predictions(self, trial_id: str, predictions: pd.DataFrame) -> None:
+        """Replace one trial's predictions on test.
+
+        Args:
+            trial_id: The trial.
+            predictions: Columns `image_id`, `label` (the class's name) and one `p_<class>` per class.
+        """
+        self._write_frame("predictions", trial_id, predictions.assign(trial_id=trial_id))
+
+    def write_validation_predictions(self, trial_id: str, predictions: pd.DataFrame) -> None:
+        """Replace one trial's predictions on validation at its kept epoch; columns as in `write_predictions`."""
+        self._write_frame("validation_predictions", trial_id, predictions.assign(trial_id=trial_id))
+
+    def _write_rows(self, table: str, part: str, rows: list[Row]) -> None:
+        schema = self._schema(table)
+        for row in rows:
+            _check_columns(table, row, schema)
+        _write_part(self.paths.part(table, part), _table_of(table, [_with_nulls(row) for row in rows], schema))
+
+    def _write_frame(self, table: str, part: str, frame: pd.DataFrame) -> None:
+        schema = self._schema(table)
+        _check_columns(table, frame.columns, schema)
+        complete = frame.reindex(columns=schema.names)
+        _write_part(self.paths.part(table, part), _table_of(table, complete, schema))
+
+    def _schema(self, table: str) -> pa.Schema:
+        return table_schema(table, self.classes)
+
+
+def read_manifest(paths: RunPaths) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Raises:
+        InputError: The folder is no run, or its manifest is damaged.
+    """
+    try:
+        manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"'{paths.root}' is no run: it holds no run.json. Give a folder that tune_lung.search wrote.") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"The run.json of '{paths.root}' cannot be read ({type(error).__name__}).") from error
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise InputError(f"The run.json of '{paths.root}' was not written by tune_lung.search.")
+    return manifest
+
+
+def _check_columns(table: str, columns: Iterable[str], schema: pa.Schema) -> None:
+    unknown = sorted(set(columns) - set(schema.names))
+    if unknown:
+        raise ValueError(f"The table {table} has no column {', '.join(unknown)}; it has {', '.join(schema.names)}.")
+
+
+def _with_nulls(row: Row) -> dict[str, Any]:
+    for name, words in ALLOWED_WORDS.items():
+        if row.get(name) is not None:
+            words(row[name])  # raises a ValueError for another word
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+
+
+def _table_of(table: str, values: list[dict[str, Any]] | pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    try:
+        if isinstance(values, pd.DataFrame):
+            return pa.Table.from_pandas(values, schema=schema, preserve_index=False).replace_schema_metadata(schema.metadata)
+        return pa.Table.from_pylist(values, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"A value does not fit its column of the table {table}: {error}") from error
+
+
+def _write_part(path: Path, table: pa.Table) -> None:
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)

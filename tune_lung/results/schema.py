@@ -1,0 +1,184 @@
+"""The ledger's tables: columns, types and what each means.
+
+Units stand in the names (`epoch_seconds_mean`), what was not measured is null, and what may be one of a few words is
+an enum here. The version in each part's metadata rises whenever a column changes its meaning, type or name.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import pyarrow as pa
+
+from tune_lung.config import FIELD_TYPES
+
+SCHEMA_VERSION = 1
+"""Version of all tables and of the manifest."""
+
+
+class TrialStatus(StrEnum):
+    """Where a trial stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class StopReason(StrEnum):
+    """What ended a trial."""
+
+    PATIENCE = "patience"
+    MAX_EPOCHS = "max_epochs"
+    ASHA = "asha"
+    TIME = "time"
+    FAILURE = "failure"
+
+
+class Verdict(StrEnum):
+    """What the scheduler decided about a trial at a rung."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
+
+
+_TEXT, _COUNT, _LARGE, _NUMBER, _FLAG = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
+_CONFIG_TYPES = {str: _TEXT, int: _COUNT, float: _NUMBER, tuple: pa.list_(_COUNT)}
+
+_TRIAL_ID = _column("trial_id", _TEXT, "The trial: one point trained once with one seed.")
+_IMAGE_ID = _column("image_id", _TEXT, "The image, as in the table images.")
+_LABEL = _column("label", _TEXT, "The image's true class.")
+
+_TRIALS = (
+    _TRIAL_ID,
+    _column("point_id", _TEXT, "Hash of what is trained, budget and seed left out."),
+    _column("cell", _TEXT, "Arm and grid values, readable."),
+    _column("repeat", _COUNT, "Number of the repeat of the point, from 0."),
+    *(
+        _column(name, _CONFIG_TYPES[kind], f"The trial's {name}; null where it does not apply to the model.")
+        for name, kind in FIELD_TYPES.items()
+    ),
+    _column("weights_name", _TEXT, "Name of the backbone's weights, never a path; null for the CNN."),
+    _column("weights_sha256", _TEXT, "Digest of the backbone's weights; null for a random start and the CNN."),
+    _column("trial_seed", _LARGE, "Seed that all of the trial's random choices are derived from."),
+    _column("status", _TEXT, "running, completed, stopped (by the scheduler) or failed."),
+    _column("stop_reason", _TEXT, "patience, max_epochs, asha, time or failure; null while running."),
+    _column("failure", _TEXT, "One line on why the trial failed; null otherwise."),
+    _column("attempts", _COUNT, "How often the trial was started."),
+    _column("epochs_run", _COUNT, "Epochs trained."),
+    _column("best_epoch", _COUNT, "Epoch, from 1, whose checkpoint was kept."),
+    _column("selection_score", _NUMBER, "The kept epoch's score on validation: it alone ranks trials."),
+    _column("val_loss", _NUMBER, "Validation loss at the kept epoch."),
+    _column("val_macro_recall", _NUMBER, "Mean of the class recalls on validation at the kept epoch, 0 to 1."),
+    _column("val_micro_recall", _NUMBER, "Share of validation images told right at the kept epoch, 0 to 1."),
+    _column("test_macro_recall", _NUMBER, "Mean of the class recalls on test; null where the test was not opened."),
+    _column("test_micro_recall", _NUMBER, "Share of test images told right; null where the test was not opened."),
+    _column("total_params", _LARGE, "All parameters of the network."),
+    _column("trainable_params", _LARGE, "Parameters that training changes."),
+    _column("mult_adds", _LARGE, "Multiply-adds of one image's forward pass."),
+    _column("epoch_seconds_mean", _NUMBER, "Mean seconds of an epoch's training pass, the first epoch left out."),
+    _column("prefix_seconds", _NUMBER, "Seconds spent computing the frozen prefix's features; null without a cache."),
+    _column("prefix_cached", _FLAG, "Whether the trial trained on stored features of its frozen prefix."),
+    _column("cpus", _NUMBER, "CPUs of the trial."),
+    _column("gpus", _NUMBER, "GPUs of the trial."),
+    _column("concurrent_trials", _COUNT, "Trials that the run held at the same time at most."),
+    _column("device", _TEXT, "What it was trained on, such as cpu or the GPU's name."),
+)
+
+_EPOCHS = (
+    _TRIAL_ID,
+    _column("epoch", _COUNT, "Number of the epoch, from 1."),
+    _column("train_loss", _NUMBER, "Mean training loss of the epoch."),
+    _column("val_loss", _NUMBER, "Validation loss after the epoch."),
+    _column("val_macro_recall", _NUMBER, "Mean of the class recalls on validation, 0 to 1."),
+    _column("val_micro_recall", _NUMBER, "Share of validation images told right, 0 to 1."),
+    _column("selection_score", _NUMBER, "What early stopping, rungs and the kept checkpoint go by."),
+    _column("epoch_seconds", _NUMBER, "Seconds of the training pass."),
+    _column("validation_seconds", _NUMBER, "Seconds of the validation pass."),
+    _column("images_per_second", _NUMBER, "Training images a second."),
+    _column("learning_rate", _NUMBER, "Learning rate of the epoch."),
+)
+
+_DECISIONS = (
+    _TRIAL_ID,
+    _column("cell", _TEXT, "The trial's cell."),
+    _column("rung_epoch", _COUNT, "Epoch at which trials were compared."),
+    _column("value", _NUMBER, "The trial's selection score there."),
+    _column("cutoff", _NUMBER, "Score it had to reach; null while too few trials stood there."),
+    _column("verdict", _TEXT, "continue or stop."),
+)
+
+_IMAGES = (
+    _IMAGE_ID,
+    _column("path", _TEXT, "Path relative to the image folder, with forward slashes."),
+    _column("class", _TEXT, "The image's class."),
+    _column("split", _TEXT, "train, validation or test; null for an image left out."),
+    _column("group", _TEXT, "Group of near-duplicates; never on two sides of the split."),
+    _column("source", _TEXT, "Where the image came from, as the metadata says."),
+    _column("sha256", _TEXT, "Digest of the file's bytes; null where it could not be read."),
+    _column("excluded_reason", _TEXT, "Why the file was left out; null for the images used."),
+)
+
+_EXPLANATIONS = (
+    _TRIAL_ID,
+    _IMAGE_ID,
+    _LABEL,
+    _column("method", _TEXT, "How the explanation was computed."),
+    _column("lung_share", _NUMBER, "Share of the attribution inside the lung mask, 0 to 1."),
+    _column("lung_area_share", _NUMBER, "Share of the image inside the lung mask, 0 to 1: what chance would give."),
+)
+
+_FIXED_TABLES = {
+    "trials": _TRIALS,
+    "epochs": _EPOCHS,
+    "decisions": _DECISIONS,
+    "images": _IMAGES,
+    "explanations": _EXPLANATIONS,
+}
+
+ALLOWED_WORDS: dict[str, type[StrEnum]] = {"status": TrialStatus, "stop_reason": StopReason, "verdict": Verdict}
+"""Columns that hold one of a few words."""
+
+
+def probability_column(class_name: str) -> str:
+    """Name the column of a class's predicted probability; the class name stays as it is."""
+    return f"p_{class_name}"
+
+
+def predictions_schema(classes: Sequence[str]) -> pa.Schema:
+    """Build the schema of `predictions` and `validation_predictions`.
+
+    Args:
+        classes: The run's classes, in the order of the network's outputs.
+    """
+    probabilities = (_column(probability_column(name), _NUMBER, f"Predicted probability of {name}, 0 to 1.") for name in classes)
+    return _versioned((_TRIAL_ID, _IMAGE_ID, _LABEL, *probabilities))
+
+
+def table_schema(table: str, classes: Sequence[str]) -> pa.Schema:
+    """Build the schema of one table.
+
+    Args:
+        table: One of `tune_lung.results.layout.TABLES`.
+        classes: The run's classes, in the order of the network's outputs.
+
+    Raises:
+        ValueError: There is no such table.
+    """
+    if table in ("predictions", "validation_predictions"):
+        return predictions_schema(classes)
+    if table not in _FIXED_TABLES:
+        raise ValueError(f"The ledger has no table {table!r}.")
+    return _versioned(_FIXED_TABLES[table])
+
+
+def column_meanings(schema: pa.Schema) -> dict[str, str]:
+    """Read what each column of a table means."""
+    return {field.name: field.metadata[b"meaning"].decode() for field in schema}
+
+
+def _versioned(columns: Sequence[pa.Field]) -> pa.Schema:
+    return pa.schema(columns, metadata={"tune_lung_schema_version": str(SCHEMA_VERSION)})
