@@ -5,6 +5,7 @@ runs them and a resume change nothing, and no random state needs to be stored.
 """
 
 import hashlib
+import json
 
 
 def derive_seed(root_seed: int, *names: str | int) -> int:
@@ -17,5 +18,5 @@ def derive_seed(root_seed: int, *names: str | int) -> int:
     Returns:
         A seed from 0 to 2**63 - 1, independent for different names as far as SHA-256 is.
     """
-    text = "\x1f".join([str(root_seed), *(f"{type(name).__name__}:{name}" for name in names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    path = json.dumps([root_seed, *names])  # unambiguous: 1 is not "1", and no name can hold another's separator
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") >> 1

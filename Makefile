@@ -1,0 +1,52 @@
+# Every target sets up .venv from nothing. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup search test check format lint types imports wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(READY) ## make .venv with the tested versions (once; torch's CUDA build takes 6 GB)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "error: no python3 found. Install Python 3.11, or name one: make BASE_PYTHON=..." >&2; exit 2; }
+	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$("$(BASE_PYTHON)" --version) is too old: 3.11 or newer is needed. Name one: make BASE_PYTHON=..." >&2; exit 2; }
+	@echo "Setting up $(VENV), once; this takes some minutes ..."
+	@"$(BASE_PYTHON)" -m venv $(VENV)
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	@touch $@
+
+search: $(READY) ## the main job in small: freeze_grid on synthetic X-rays, with its table and figure
+	$(PYTHON) -m tune_lung.search --space freeze_grid --image-size 64 --max-epochs 8 --set padding=same --set batch_size=16
+
+test: $(READY) ## run the tests
+	$(PYTHON) -m pytest
+
+check: format lint types imports wheel ## format, lint, types, imports, and the wheel in a fresh environment
+
+format: $(READY)
+	$(PYTHON) -m ruff format --check .
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+
+types: $(READY)
+	$(PYTHON) -m mypy
+
+imports: $(READY)
+	$(VENV)/bin/lint-imports
+
+wheel: $(READY)
+	.ci/wheel $(PYTHON)
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist tune_lung.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

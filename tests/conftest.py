@@ -1,0 +1,53 @@
+"""What tests share: caches of their own, the real X-rays where they lie, one local Ray."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the session's caches out of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def radiography() -> Path:
+    """The slice of the COVID-19 Radiography Database that lies beside the repository."""
+    return _shared("radiography/COVID-19_Radiography_Dataset", "real X-rays")
+
+
+@pytest.fixture(scope="session")
+def pretrained_weights() -> Path:
+    """A folder with one ResNet18 and one ResNet34 trained on natural images."""
+    return _shared("weights", "pretrained weights")
+
+
+def _shared(name: str, what: str) -> Path:
+    path = SHARED / name
+    if not path.is_dir():
+        pytest.skip(f"no {what}: there is no ../shared/{name}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray of 2 CPUs for all tests marked `ray`, closed to others and writing nothing under HOME."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()

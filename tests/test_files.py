@@ -1,0 +1,56 @@
+import hashlib
+
+import pytest
+
+from tune_lung.files import sha256_of_file, whole_file, write_text_whole
+
+
+def test_whole_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "table.parquet"
+    with whole_file(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+
+
+def test_whole_file_leaves_the_old_content_when_the_block_raises(tmp_path):
+    target = tmp_path / "table.parquet"
+    target.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="disk"), whole_file(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("disk")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_whole_file_uses_a_hidden_name_beside_its_target(tmp_path):
+    # pandas.read_parquet on a folder passes over names that start with a dot, and fails on any other stray file.
+    with whole_file(tmp_path / "table.parquet") as temporary:
+        assert temporary.name.startswith(".")
+        assert temporary.parent == tmp_path
+        temporary.touch()
+
+
+def test_whole_file_makes_the_folders_above_it(tmp_path):
+    write_text_whole(tmp_path / "run" / "figures" / "index.html", "ü")
+    assert (tmp_path / "run" / "figures" / "index.html").read_text(encoding="utf-8") == "ü"
+
+
+def test_two_writers_of_one_file_use_different_temporary_names(tmp_path):
+    target = tmp_path / "run.json"
+    with whole_file(target) as one, whole_file(target) as other:
+        assert one != other
+        one.touch()
+        other.touch()
+
+
+def test_whole_file_says_when_its_block_wrote_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\.table\.parquet"), whole_file(tmp_path / "table.parquet"):
+        pass
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1], ids=lambda size: f"{size}_bytes")
+def test_sha256_of_file_reads_every_byte_across_chunks(tmp_path, size):
+    content = bytes(index % 251 for index in range(1000)) * (size // 1000 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert sha256_of_file(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
