@@ -1,0 +1,74 @@
+"""What a network answers for the images of one part of the data.
+
+Shapes: N images, K classes, C channels, H rows, W columns.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tune_lung.config import Precision
+from tune_lung.data.store import Part
+from tune_lung.models.inputs import InputTransform
+from tune_lung.models.network import Network
+from tune_lung.models.precision import autocast
+from tune_lung.results.schema import probability_column
+
+
+def input_batches(part: Part, transform: InputTransform, *, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield the part's images in their order as the network takes them in, images_NCHW."""
+    masks_NHW = part.masks_NHW if transform.part != "full" else None
+    for start in range(0, len(part.labels_N), batch_size):
+        chosen = slice(start, start + batch_size)
+        masks = None if masks_NHW is None else masks_NHW[chosen]
+        yield transform.normalise(transform.brightness(part.pixels_NHW[chosen], masks, device))
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: Network,
+    part: Part,
+    transform: InputTransform,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+) -> Tensor:
+    """Compute the network's logits for every image of a part, batch norm in eval.
+
+    Args:
+        network: On `device`; left in eval mode.
+        part: The images.
+        transform: The trial's way from pixels to inputs.
+        batch_size: Images of one pass.
+        device: Where to compute.
+        precision: Number format of the pass.
+
+    Returns:
+        logits_NK, float32 on the CPU, in the part's order.
+    """
+    network.eval()
+    logits = []
+    for images_NCHW in input_batches(part, transform, batch_size=batch_size, device=device):
+        with autocast(device, precision):
+            logits.append(network(images_NCHW).float().cpu())
+    return torch.cat(logits)
+
+
+def predictions_frame(logits_NK: Tensor, part: Part, classes: Sequence[str]) -> pd.DataFrame:
+    """Lay out a part's predicted probabilities as the ledger's tables hold them.
+
+    Args:
+        logits_NK: The network's answers, in the part's order.
+        part: The images.
+        classes: Class names in the order of the network's outputs.
+
+    Returns:
+        One row per image: `image_id`, `label` (the class's name) and one `p_<class>` per class, summing to 1 in double
+        precision.
+    """
+    probabilities_NK = torch.softmax(logits_NK.double(), dim=1).numpy()
+    columns = {probability_column(name): probabilities_NK[:, index] for index, name in enumerate(classes)}
+    return pd.DataFrame({"image_id": part.image_ids, "label": [classes[label] for label in part.labels_N], **columns})

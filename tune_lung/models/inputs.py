@@ -1,0 +1,80 @@
+"""How stored pixels become what a network takes in: mask, grey levels, channels, normalisation.
+
+Shapes: N images, C channels (1 for the CNN, 3 for ResNets), H rows, W columns.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tune_lung.config import CnnConfig, InputPart, Protocol, TrialConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputTransform:
+    """Turns uint8 pixels, and masks where the input is masked, into the network's float input."""
+
+    part: InputPart
+    """Which pixels are kept; the others become 0 before normalisation."""
+    mean: tuple[float, ...]
+    """Subtracted per channel, in units of full brightness."""
+    deviation: tuple[float, ...]
+    """Divided by per channel, in units of full brightness."""
+
+    @classmethod
+    def for_trial(cls, trial: TrialConfig, *, protocol: Protocol, train_mean: float, train_deviation: float) -> Self:
+        """Choose the normalisation that the protocol asks for.
+
+        Args:
+            trial: Its network decides the number of channels.
+            protocol: `published` divides by 255 only.
+            train_mean: Mean of the unmasked training pixels, 0 to 1.
+            train_deviation: Their standard deviation.
+
+        Returns:
+            The transform.
+        """
+        is_cnn = isinstance(trial.network, CnnConfig)
+        if protocol == "published":
+            channels = 1 if is_cnn else 3
+            return cls(part=trial.input, mean=(0.0,) * channels, deviation=(1.0,) * channels)
+        if is_cnn:
+            return cls(part=trial.input, mean=(train_mean,), deviation=(train_deviation,))
+        return cls(part=trial.input, mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION)
+
+    def brightness(
+        self, pixels_NHW: NDArray[np.uint8], masks_NHW: NDArray[np.uint8] | None, device: torch.device
+    ) -> Tensor:
+        """Scale pixels to 0..1 on the device, with the pixels outside the wanted part at 0.
+
+        Returns:
+            images_N1HW, float32.
+        """
+        images_NHW = _to_device(pixels_NHW, device) / 255
+        if self.part != "full":
+            if masks_NHW is None:
+                raise ValueError(f"input {self.part!r} needs masks.")
+            lungs_NHW = _to_device(masks_NHW, device) / 255
+            images_NHW = images_NHW * (lungs_NHW if self.part == "lungs" else 1 - lungs_NHW)
+        return images_NHW.unsqueeze(1)
+
+    def normalise(self, images_N1HW: Tensor) -> Tensor:
+        """Repeat grey to the network's channels and normalise each.
+
+        Returns:
+            images_NCHW, float32, channels last in memory.
+        """
+        mean_C11 = images_N1HW.new_tensor(self.mean).view(-1, 1, 1)
+        deviation_C11 = images_N1HW.new_tensor(self.deviation).view(-1, 1, 1)
+        return ((images_N1HW - mean_C11) / deviation_C11).contiguous(memory_format=torch.channels_last)
+
+
+def _to_device(values_NHW: NDArray[np.uint8], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values_NHW)).to(device, non_blocking=True).float()

@@ -1,0 +1,118 @@
+"""The manifest, run.json: what a run is, in JSON values, without host name or absolute path."""
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from tune_lung import __version__
+from tune_lung.config import RunConfig
+from tune_lung.results.schema import SCHEMA_VERSION
+from tune_lung.space import SearchSpace
+
+Outcome = Literal["running", "completed", "interrupted", "failed"]
+
+_RECORDED_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What the manifest says of the images."""
+
+    fingerprint: str
+    """Digest of pixels, labels and split."""
+    synthetic: bool
+    """Whether the images are phantoms."""
+    classes: tuple[str, ...]
+    """Class names in the order of the network's outputs."""
+    counts: Mapping[str, int]
+    """Images by part of the split."""
+
+
+def new_manifest(
+    *,
+    name: str,
+    arguments: Sequence[str],
+    space: SearchSpace,
+    run: RunConfig,
+    data: DataFacts,
+    weights: Mapping[str, Mapping[str, str | None]],
+) -> dict[str, Any]:
+    """Describe a run that starts now.
+
+    Args:
+        name: The run's folder name.
+        arguments: The command line; absolute paths in it are cut to their last part.
+        space: What is tried, as it runs.
+        run: What all trials share.
+        data: The images.
+        weights: Kind, name and sha256 of each ResNet's weights, by model.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "command": [_without_folder(argument) for argument in arguments],
+        "space": space.as_json(),
+        "space_sha256": space.sha256(),
+        "protocol": run.protocol,
+        "image_size": run.image_size,
+        "select_by": run.select_by,
+        "seed": run.seed,
+        "data": {
+            "fingerprint": data.fingerprint,
+            "synthetic": data.synthetic,
+            "classes": list(data.classes),
+            "counts": dict(data.counts),
+        },
+        "weights": {model: dict(source) for model, source in weights.items()},
+        "attempt": 1,
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "started_utc": utc_now(),
+        "ended_utc": None,
+        "status": "running",
+        "test_openings": [],
+    }
+
+
+def ended(manifest: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """Return the manifest of a run that ends now."""
+    return {**manifest, "status": outcome, "ended_utc": utc_now()}
+
+
+def with_test_opening(manifest: Mapping[str, Any], trial_ids: Sequence[str]) -> dict[str, Any]:
+    """Return the manifest with one more opening of the test images."""
+    opening = {"opened_utc": utc_now(), "trial_ids": list(trial_ids)}
+    return {**manifest, "test_openings": [*manifest["test_openings"], opening]}
+
+
+def utc_now() -> str:
+    """Return the present moment in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _without_folder(argument: str) -> str:
+    option, separator, value = argument.rpartition("=")
+    path = Path(value)
+    return f"{option}{separator}{path.name}" if path.is_absolute() else argument
+
+
+def _versions() -> dict[str, str]:
+    packages = {package: metadata.version(package) for package in _RECORDED_PACKAGES}
+    return {"tune_lung": __version__, "python": platform.python_version(), **packages}
+
+
+def _git_commit() -> str | None:
+    """Return the checkout's commit, or None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,101 @@
+"""Ray's start and end, and what its nodes offer."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tune_lung.errors import InputError
+
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a run leaves the machine
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is ours; Ray's loggers leak 300 KB of memory a trial
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial reports no numbers
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the ledger is closed first
+    "TUNE_MAX_PENDING_TRIALS_PG": "auto",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a CPU trial leaves the visible GPUs as they are
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a trial gets, and how many trials may run at once."""
+
+    cpus_per_trial: float
+    """CPUs of one trial, above 0."""
+    gpus_per_trial: float
+    """GPUs of one trial; a share such as 0.5 lets trials share one."""
+    max_concurrent: int
+    """Trials at once at most, at least 1."""
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Start a local Ray, or join a running cluster, and leave it when the block ends.
+
+    Args:
+        address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
+
+    Raises:
+        InputError: There is no cluster at the address.
+    """
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        # A token in the environment keeps the local cluster closed and spares Ray a file under HOME.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    try:
+        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
+    except ConnectionError as error:
+        raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def plan_resources(
+    *,
+    num_trials: int,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | None,
+    max_concurrent: int | None,
+    is_local: bool,
+) -> Resources:
+    """Divide what the nodes offer among trials: one GPU each where there are GPUs, else one CPU each.
+
+    Args:
+        num_trials: Trials of the search, at least 1.
+        cpus_per_trial: The user's wish; None for the default.
+        gpus_per_trial: The user's wish; None for the default.
+        max_concurrent: The user's wish; None for as many as fit. On a cluster that may grow, all trials are offered.
+        is_local: Whether the nodes seen are all there will ever be.
+
+    Raises:
+        InputError: No node can hold a trial.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = gpus_per_trial if gpus_per_trial is not None else min(1.0, max(node.get("GPU", 0.0) for node in nodes))
+    cpus = cpus_per_trial if cpus_per_trial is not None else 1.0
+    if is_local:
+        for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
+            most = max(node.get(kind, 0.0) for node in nodes)
+            if wanted > most:
+                raise InputError(f"{option} {wanted:g} is more than this machine has ({most:g}). Lower it.")
+    slots = sum(_slots(node, cpus=cpus, gpus=gpus) for node in nodes) if is_local else num_trials
+    return Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=min(num_trials, max_concurrent or slots))
+
+
+def _slots(node: dict[str, float], *, cpus: float, gpus: float) -> int:
+    by_cpu = int(node.get("CPU", 0.0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

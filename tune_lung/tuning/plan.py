@@ -1,0 +1,148 @@
+"""What a run's trials share, and what each of them is: plain values that travel to the workers."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tune_lung.config import Point, RunConfig, TrialConfig, point_id
+from tune_lung.data.cache import Cache
+from tune_lung.data.phantoms import ensure_phantoms
+from tune_lung.data.prepare import PreparedData, Progress, prepare
+from tune_lung.data.store import PixelStore
+from tune_lung.models.weights import WeightsSource
+from tune_lung.randomness import derive_seed
+from tune_lung.results.layout import RunPaths
+from tune_lung.training.checkpoints import Checkpoints
+from tune_lung.training.fit import TrainingJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """Which images a run uses, so that any node can prepare them for itself."""
+
+    root: Path | None
+    """The image folder; None for the synthetic phantoms."""
+    run: RunConfig
+    """Its image size, protocol and seed decide pixels and split."""
+    limit: int | None = None
+    """Images kept at most, drawn class by class; None keeps all."""
+    strict_data: bool = False
+    """Stop at the first bad file instead of leaving it out."""
+    cache: Cache
+    """Where decoded pixels lie."""
+
+    def prepare(self, progress: Progress | None = None) -> PreparedData:
+        """Scan, decode and split the images, or find them prepared.
+
+        Raises:
+            InputError: The folder cannot serve as a data set.
+        """
+        root = self.root or ensure_phantoms(self.cache, seed=self.run.seed)
+        return prepare(
+            root,
+            run=self.run,
+            cache=self.cache,
+            limit=self.limit,
+            strict_data=self.strict_data,
+            synthetic=self.root is None,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """One trial before it is trained."""
+
+    trial_id: str
+    """16 hexadecimal digits from point and repeat: the same on every machine and in every attempt."""
+    point_id: str
+    """Hash of what is trained."""
+    cell: str
+    """Readable name of its cell."""
+    repeat: int
+    """Number of the repeat, from 0."""
+    trial: TrialConfig
+    """What is trained, and how."""
+    weights: WeightsSource | None
+    """Where a ResNet's backbone starts; None for the CNN."""
+    trial_seed: int
+    """Root of the trial's own draws."""
+    network_seed: int
+    """Root of the network's random start; trials of one model and repeat share it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSetup:
+    """All that a worker needs besides the point."""
+
+    run: RunConfig
+    """What all trials share."""
+    run_root: Path
+    """The run's folder; every node must reach it."""
+    data: DataRequest
+    """How a node without the pixel store prepares its own."""
+    store: Path
+    """The pixel store of the driver's node."""
+    data_fingerprint: str
+    """Digest of pixels, labels and split."""
+    weights: Mapping[str, WeightsSource]
+    """Where each ResNet's backbone starts, by model."""
+    cpus_per_trial: float
+    """CPUs, and so torch threads, of one trial."""
+    gpus_per_trial: float
+    """GPUs of one trial."""
+
+    def plan_trial(self, cell: str, point: Point, repeat: int = 0) -> TrialPlan:
+        """Work out identity and seeds of one point; order, worker and attempt play no part.
+
+        Raises:
+            InputError: The point cannot be built.
+        """
+        trial = TrialConfig.from_point(point)
+        model = trial.network.model
+        weights = self.weights.get(model)
+        identity = point_id(
+            trial, self.run, weights_sha256=weights.sha256 if weights else None, data_fingerprint=self.data_fingerprint
+        )
+        return TrialPlan(
+            trial_id=hashlib.sha256(f"{identity} {repeat}".encode()).hexdigest()[:16],
+            point_id=identity,
+            cell=cell,
+            repeat=repeat,
+            trial=trial,
+            weights=weights,
+            trial_seed=derive_seed(self.run.seed, "trial", identity, repeat),
+            network_seed=derive_seed(self.run.seed, "network", model, repeat),
+        )
+
+    def open_store(self) -> PixelStore:
+        """Open the pixel store on this node, preparing it first where it is missing.
+
+        Raises:
+            RuntimeError: This node sees other images than the driver.
+        """
+        if self.store.is_dir():
+            return PixelStore.open(self.store)
+        prepared = self.data.prepare()
+        if prepared.fingerprint != self.data_fingerprint:
+            raise RuntimeError("This node's image folder differs from the driver's: give every node the same --data.")
+        return PixelStore.open(prepared.store)
+
+    def checkpoints(self, plan: TrialPlan) -> Checkpoints:
+        """Return a trial's checkpoint folder."""
+        return Checkpoints(RunPaths(self.run_root).checkpoints(plan.trial_id))
+
+    def training_job(self, plan: TrialPlan, *, store: PixelStore, device: torch.device) -> TrainingJob:
+        """Put together what training, and later evaluation, needs for one trial."""
+        return TrainingJob(
+            trial=plan.trial,
+            run=self.run,
+            store=store,
+            weights=plan.weights,
+            trial_seed=plan.trial_seed,
+            network_seed=plan.network_seed,
+            device=device,
+        )

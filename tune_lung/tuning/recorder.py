@@ -1,0 +1,179 @@
+"""The driver's account of a search: what every trial has shown so far, written to the ledger as it comes in."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from tune_lung.results.ledger import Ledger
+from tune_lung.results.schema import StopReason, TrialStatus
+from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.plan import SearchSetup, TrialPlan
+
+_SECONDS_BETWEEN_FLUSHES = 10.0
+_EPOCH_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_macro_recall",
+    "val_micro_recall",
+    "selection_score",
+    "epoch_seconds",
+    "validation_seconds",
+    "images_per_second",
+    "learning_rate",
+)
+_FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrialRecord:
+    """One trial as the driver knows it."""
+
+    plan: TrialPlan
+    """What is trained."""
+    status: TrialStatus = TrialStatus.RUNNING
+    """Where it stands."""
+    stop_reason: StopReason | None = None
+    """What ended it."""
+    failure: str | None = None
+    """One line on why it failed."""
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    """Its rows of the table `epochs`."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Parameters, multiply-adds, device."""
+    test_scores: dict[str, float] = field(default_factory=dict)
+    """Columns of the sealed evaluation."""
+    flushed_at: float = 0.0
+    """Monotonic moment of the last write."""
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch so far; the earlier one of equals."""
+        return max(self.epochs, key=lambda row: (row["selection_score"], -row["epoch"]), default=None)
+
+    @property
+    def epoch_seconds_mean(self) -> float | None:
+        """Mean time of a training pass, the first epoch left out; None before the second."""
+        later = [row["epoch_seconds"] for row in self.epochs[1:]]
+        return sum(later) / len(later) if later else None
+
+    def end(self, status: TrialStatus, stop_reason: StopReason, failure: str | None = None) -> None:
+        """Take note of the trial's end."""
+        self.status, self.stop_reason, self.failure = status, stop_reason, failure
+
+    def row(self, resources: Resources) -> dict[str, Any]:
+        """Lay the trial out as its row of the table `trials`."""
+        plan, best = self.plan, self.best or {}
+        weights = plan.weights
+        kept = ("selection_score", "val_loss", "val_macro_recall", "val_micro_recall")
+        return {
+            "trial_id": plan.trial_id,
+            "point_id": plan.point_id,
+            "cell": plan.cell,
+            "repeat": plan.repeat,
+            **plan.trial.columns(),
+            "weights_name": weights.name if weights else None,
+            "weights_sha256": weights.sha256 if weights else None,
+            "trial_seed": plan.trial_seed,
+            "status": self.status,
+            "stop_reason": self.stop_reason,
+            "failure": self.failure,
+            "attempts": 1,
+            "epochs_run": len(self.epochs),
+            "best_epoch": best.get("epoch"),
+            **{name: best.get(name) for name in kept},
+            **self.test_scores,
+            **self.facts,
+            "epoch_seconds_mean": self.epoch_seconds_mean,
+            "prefix_cached": False,
+            "cpus": resources.cpus_per_trial,
+            "gpus": resources.gpus_per_trial,
+            "concurrent_trials": resources.max_concurrent,
+        }
+
+
+class Recorder(Callback):  # type: ignore[misc]
+    """Keeps one record per trial and writes it to the ledger at most every 10 s, and at the trial's end."""
+
+    def __init__(self, ledger: Ledger, setup: SearchSetup, resources: Resources) -> None:
+        """Start with no trial.
+
+        Args:
+            ledger: The run's ledger.
+            setup: Works out each trial's identity.
+            resources: What every trial gets.
+        """
+        self._ledger, self._setup, self._resources = ledger, setup, resources
+        self._record_by_ray_id: dict[str, TrialRecord] = {}
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """Every trial started so far, in the order of their start."""
+        return list(self._record_by_ray_id.values())
+
+    def running(self) -> list[TrialRecord]:
+        """The trials that have started and not ended."""
+        return [record for record in self.records if record.status is TrialStatus.RUNNING]
+
+    def leader(self) -> TrialRecord | None:
+        """The trial with the best selection score so far, whatever its state; the earlier one of equals."""
+        scored = [record for record in self.records if record.best is not None and record.status is not TrialStatus.FAILED]
+        return max(scored, key=lambda record: record.best["selection_score"], default=None)  # type: ignore[index]
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Open the trial's record."""
+        record = TrialRecord(plan=self._setup.plan_trial(trial.config["cell"], trial.config["point"]))
+        self._record_by_ray_id[trial.trial_id] = record
+        self._write(record)
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
+        """Add the epoch's row."""
+        record = self._record_by_ray_id[trial.trial_id]
+        if "failure" in result:
+            return
+        record.facts = {name: result[name] for name in _FACT_COLUMNS}
+        record.epochs.append({name: result[name] for name in _EPOCH_COLUMNS})
+        if time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
+            self._write(record)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Close the record: run to its end, diverged, or stopped by the scheduler."""
+        record, result = self._record_by_ray_id[trial.trial_id], trial.last_result
+        if "failure" in result:
+            record.end(TrialStatus.FAILED, StopReason.FAILURE, result["failure"])
+        elif result.get("stop_reason"):
+            record.end(TrialStatus.COMPLETED, StopReason(result["stop_reason"]))
+        else:
+            record.end(TrialStatus.STOPPED, StopReason.ASHA)
+        self._write(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Close the record of a trial that raised, and log its traceback for whoever mends it."""
+        record = self._record_by_ray_id[trial.trial_id]
+        text = str(trial.get_error() or "The worker died without a word.").strip()
+        record.end(TrialStatus.FAILED, StopReason.FAILURE, text.splitlines()[-1])
+        _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, text)
+        self._write(record)
+
+    def add_test_scores(self, trial_id: str, scores: dict[str, float]) -> None:
+        """Add the sealed evaluation's columns to a trial's row."""
+        record = next(record for record in self.records if record.plan.trial_id == trial_id)
+        record.test_scores = scores
+        self._write(record)
+
+    def flush(self) -> None:
+        """Write every unfinished trial as it stands."""
+        for record in self.running():
+            self._write(record)
+
+    def _write(self, record: TrialRecord) -> None:
+        if record.epochs:
+            self._ledger.write_epochs(record.plan.trial_id, record.epochs)
+        self._ledger.write_trial(record.row(self._resources))
+        record.flushed_at = time.monotonic()

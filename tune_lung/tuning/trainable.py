@@ -1,0 +1,89 @@
+"""The Ray trainable: a thin shell around `fit`.
+
+It is a class, not a function: one call per epoch needs no thread, so a reused actor never waits for an old one's end.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from ray import tune
+
+from tune_lung.config import CnnConfig, Protocol, ResNetConfig
+from tune_lung.evaluation.predictions import predictions_frame
+from tune_lung.models.cost import mult_adds
+from tune_lung.models.network import build_network, count_parameters
+from tune_lung.models.weights import RANDOM_WEIGHTS
+from tune_lung.results.ledger import Ledger
+from tune_lung.training.fit import DivergedError, EpochResult, fit
+from tune_lung.tuning.device import claim_device, device_name
+from tune_lung.tuning.plan import SearchSetup
+
+_NOT_REPORTED = ("val_logits_NK",)
+
+
+class LungTrial(tune.Trainable):
+    """One trial: each step trains one epoch and reports its plain numbers."""
+
+    def setup(self, config: dict[str, Any], setup: SearchSetup | None = None) -> None:
+        """Get ready for a trial.
+
+        Args:
+            config: `cell` and `point`, as the sampler bridge proposes them.
+            setup: What all trials share; given once by `tune.with_parameters`.
+        """
+        if setup is None:
+            raise ValueError("LungTrial needs its setup: bind it with tune.with_parameters.")
+        self._setup = setup
+        self._device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
+        self._store = setup.open_store()
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start another trial in the same process, imports and pixel store kept."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch.
+
+        Returns:
+            The epoch's numbers and the trial's fixed facts; `done` with the last. A diverged trial reports no numbers,
+            only `failure`, so that nothing downstream meets a value that is not finite.
+        """
+        try:
+            result = next(self._epochs)
+        except DivergedError as error:
+            return {"failure": f"diverged: {error}", "done": True}
+        if result.is_best:
+            self._write_validation_predictions(result)
+        numbers = {name: value for name, value in vars(result).items() if name not in _NOT_REPORTED}
+        return numbers | self._facts | {"done": result.stop_reason is not None}
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._plan = self._setup.plan_trial(config["cell"], config["point"])
+        run = self._setup.run
+        self._facts = {"device": device_name(self._device)} | _network_facts(
+            self._plan.trial.network,
+            protocol=run.protocol,
+            num_classes=len(self._store.classes),
+            image_size=run.image_size,
+        )
+        job = self._setup.training_job(self._plan, store=self._store, device=self._device)
+        self._epochs: Iterator[EpochResult] = fit(job, self._setup.checkpoints(self._plan))
+
+    def _write_validation_predictions(self, result: EpochResult) -> None:
+        frame = predictions_frame(result.val_logits_NK, self._store.part("validation"), self._store.classes)
+        Ledger(self._setup.run_root).write_validation_predictions(self._plan.trial_id, frame)
+
+
+@lru_cache(maxsize=64)
+def _network_facts(
+    network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int
+) -> dict[str, int]:
+    """Count a network's parameters and multiply-adds; the weights it starts from play no part."""
+    built = build_network(
+        network, protocol=protocol, num_classes=num_classes, image_size=image_size, weights=RANDOM_WEIGHTS, seed=0
+    )
+    total, trainable = count_parameters(built)
+    return {"total_params": total, "trainable_params": trainable, "mult_adds": mult_adds(built, image_size)}
