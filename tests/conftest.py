@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
+
+# An example's time says more about the machine's load than about the code; pytest-timeout bounds every test.
+settings.register_profile("tune_lung", deadline=None)
+settings.load_profile("tune_lung")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,12 +13,17 @@ def test_whole_file_appears_when_the_block_ends(tmp_path):
     assert target.read_bytes() == b"new"
 
 
+def fail_halfway(target):
+    with whole_file(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError("disk full")
+
+
 def test_whole_file_leaves_the_old_content_when_the_block_raises(tmp_path):
     target = tmp_path / "table.parquet"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="disk"), whole_file(target) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError("disk")
+    with pytest.raises(OSError, match="disk full"):
+        fail_halfway(target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

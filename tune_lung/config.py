@@ -104,6 +104,11 @@ class CnnConfig:
             all(size >= 1 and size % 2 == 1 for size in self.kernel_sizes),
             f"kernel_sizes must be odd and positive, not {self.kernel_sizes}.",
         )
+        layers = (self.channels, self.kernel_sizes, self.padding)
+        _require(
+            self.shape is None or layers == (self.shape.channels, self.shape.kernel_sizes, "same"),
+            "channels, kernel_sizes and padding must be those that follow from shape.",
+        )
 
     @property
     def model(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tune_lung.config import CNN_FIELDS, RESNET_FIELDS, Point, PointValue, Protocol, TrialConfig, checked_value
+from tune_lung.config import CNN_FIELDS, PROTOCOLS, RESNET_FIELDS, Point, PointValue, Protocol, TrialConfig, checked_value
 from tune_lung.errors import InputError, did_you_mean
 
 SHIPPED_SPACES = Path(__file__).resolve().parent / "search_spaces"
@@ -88,6 +88,19 @@ class SearchSpace:
     name: str = field(default="", compare=False)
     """The file's name without its ending; set on loading."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no sequence of arms, and an unknown protocol.
+
+        Raises:
+            InputError: The space cannot be meant this way; the text says how to write it.
+        """
+        if not isinstance(self.arms, tuple) or not all(isinstance(arm, Arm) for arm in self.arms):
+            raise InputError("arms must be a tuple of Arm(...). A single one needs a comma: arms=(Arm(...),).")
+        if not self.arms:
+            raise InputError("the space has no arm.")
+        if self.protocol not in PROTOCOLS:
+            raise InputError(f"protocol cannot be {self.protocol!r}. {did_you_mean(str(self.protocol), PROTOCOLS)}")
+
     def cells(self) -> tuple[Cell, ...]:
         """Enumerate every cell of every arm."""
         return tuple(cell for arm in self.arms for cell in arm.cells())
@@ -98,18 +111,19 @@ class SearchSpace:
         Raises:
             InputError: A cell cannot be built, or two cells have the same name or the same point.
         """
-        if not self.arms:
-            raise InputError(f"{self.name}: the space has no arm.")
-        names: set[str] = set()
+        names: dict[str, int] = {}
+        trials: dict[TrialConfig, str] = {}
         for number, arm in enumerate(self.arms, start=1):
+            where = f"{self.name}, arm {number}"
             try:
-                for cell in arm.cells():
-                    TrialConfig.from_point(cell.point)
-                    if cell.name in names:
-                        raise InputError(f"cell '{cell.name}' stands twice.")  # noqa: TRY301 - gets the arm's number below
-                    names.add(cell.name)
+                cells = [(cell, TrialConfig.from_point(cell.point)) for cell in arm.cells()]
             except InputError as error:
-                raise InputError(f"{self.name}, arm {number}: {error}") from error
+                raise InputError(f"{where}: {error}") from error
+            for cell, trial in cells:
+                if names.setdefault(cell.name, number) != number:
+                    raise InputError(f"{where}: cell '{cell.name}' stands in arm {names[cell.name]} too.")
+                if trials.setdefault(trial, cell.name) != cell.name:
+                    raise InputError(f"{where}: cell '{cell.name}' trains the same as '{trials[trial]}'. Remove one.")
 
     def models(self) -> tuple[str, ...]:
         """List the networks of the space, each once, in order."""
@@ -127,7 +141,7 @@ class SearchSpace:
         fitting = [_fitting_arm(arm, values) for arm in self.arms]
         arms = tuple(arm for arm in fitting if arm is not None)
         if not arms:
-            raise InputError(f"--set model={values.get('model')}: no arm of '{self.name}' offers it.")
+            raise InputError(f"--set model={values['model']}: '{self.name}' offers {', '.join(self.models())}.")
         for name in values:
             if not any(name in arm.fields for arm in arms):
                 raise InputError(f"--set {name}: it applies to no arm of '{self.name}'.")
@@ -135,10 +149,7 @@ class SearchSpace:
 
     def as_json(self) -> dict[str, Any]:
         """Describe the space in plain JSON values, as the manifest keeps it."""
-        arms = [
-            {name: {"grid": list(value.values)} if isinstance(value, Grid) else value for name, value in arm.fields.items()}
-            for arm in self.arms
-        ]
+        arms = [{name: _plain(value) for name, value in arm.fields.items()} for arm in self.arms]
         return {"name": self.name, "protocol": self.protocol, "arms": arms}
 
     def sha256(self) -> str:
@@ -200,8 +211,10 @@ def _space_path(name_or_path: str) -> Path:
 
 def _fitting_arm(arm: Arm, values: Point) -> Arm | None:
     models = _models_of(arm)
-    if "model" in values and values["model"] not in models:
-        return None
+    if "model" in values:
+        if values["model"] not in models:
+            return None
+        models = (str(values["model"]),)
     foreign = RESNET_FIELDS if "cnn" in models else CNN_FIELDS
     return arm.with_fixed(**{name: value for name, value in values.items() if name not in foreign})
 
@@ -209,6 +222,12 @@ def _fitting_arm(arm: Arm, values: Point) -> Arm | None:
 def _models_of(arm: Arm) -> tuple[str, ...]:
     own = arm.fields.get("model", "cnn")
     return own.values if isinstance(own, Grid) else (own,)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Grid):
+        return {"grid": _plain(value.values)}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _label(value: Any) -> str:
