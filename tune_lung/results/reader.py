@@ -1,0 +1,103 @@
+"""Reading a run's tables: as pandas frames, damaged parts passed over and named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tune_lung.errors import InputError
+from tune_lung.results.layout import TABLES, RunPaths
+from tune_lung.results.ledger import read_manifest
+from tune_lung.results.schema import SCHEMA_VERSION, table_schema
+
+_NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run:
+    """One run as it was read."""
+
+    paths: RunPaths
+    """Where it lies."""
+    manifest: dict[str, Any]
+    """What it is."""
+    trials: pd.DataFrame
+    """One row per trial."""
+    epochs: pd.DataFrame
+    """One row per trial and epoch."""
+    decisions: pd.DataFrame
+    """One row per trial and rung."""
+    images: pd.DataFrame
+    """One row per file found."""
+    predictions: pd.DataFrame
+    """One row per tested trial and test image."""
+    validation_predictions: pd.DataFrame
+    """One row per trial and validation image."""
+    explanations: pd.DataFrame
+    """One row per explained prediction."""
+    damaged: tuple[str, ...]
+    """Parts that could not be read, such as `epochs/3f2a.parquet`."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of the network's outputs."""
+        return tuple(self.manifest["data"]["classes"])
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are phantoms: its numbers say nothing of medicine."""
+        return bool(self.manifest["data"]["synthetic"])
+
+
+def read_run(root: Path) -> Run:
+    """Read a run, finished or not.
+
+    Args:
+        root: The run's folder.
+
+    Returns:
+        The run; a part that cannot be read is left out and named in `damaged`.
+
+    Raises:
+        InputError: The folder is no run, its manifest is damaged, or a newer version wrote it.
+    """
+    paths = RunPaths(Path(root))
+    manifest = read_manifest(paths)
+    if manifest["schema_version"] > SCHEMA_VERSION:
+        raise InputError(
+            f"'{root}' was written by a newer tune_lung (tables of version {manifest['schema_version']}, this one reads up to"
+            f" {SCHEMA_VERSION}). Update tune_lung."
+        )
+    damaged: list[str] = []
+    tables = {name: _read_table(paths, name, manifest["data"]["classes"], damaged) for name in TABLES}
+    return Run(paths=paths, manifest=manifest, damaged=tuple(damaged), **tables)
+
+
+def _read_table(paths: RunPaths, name: str, classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
+    schema = table_schema(name, classes)
+    parts = [schema.empty_table()]
+    for path in paths.parts(name):
+        try:
+            parts.append(_conformed(pq.ParquetFile(path).read(), schema))
+        except (pa.ArrowException, OSError):
+            damaged.append(f"{name}/{path.name}")
+    frame: pd.DataFrame = pa.concat_tables(parts).to_pandas(types_mapper=_NULLABLE.get)
+    return frame
+
+
+def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Bring a part of an older version to today's columns: those it lacks are null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
