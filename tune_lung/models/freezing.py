@@ -1,0 +1,116 @@
+"""What of a ResNet stays as it was loaded, under each protocol.
+
+`strict`: the frozen part is a prefix of its own, stem included, with batch norm in eval mode: a pure function of the
+image, whose output may be kept. `published`, as the paper's program did it: the weights of the frozen blocks are fixed,
+but the stem before them is trained and their batch norm goes on using and updating batch statistics.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from tune_lung.config import Protocol
+from tune_lung.models.resnet import BLOCKS, STEM
+
+if TYPE_CHECKING:
+    from tune_lung.models.network import Network
+
+
+class FrozenPrefix(nn.Sequential):
+    """Stages that are never trained: a pure function that no mode and no gradient reaches."""
+
+    def __init__(self, stages: OrderedDict[str, nn.Module]) -> None:
+        """Freeze stages.
+
+        Args:
+            stages: The stages by name, in order.
+        """
+        super().__init__(stages)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - the mode of the network around it is passed down here
+        """Stay in eval mode, whatever the network around does."""
+        return super().train(False)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Compute the frozen features, without a graph.
+
+        Args:
+            images_NCHW: Normalised images.
+
+        Returns:
+            The last frozen stage's map, (N, C', H', W').
+        """
+        with torch.no_grad():
+            features_NCHW: Tensor = super().forward(images_NCHW)  # type: ignore[no-untyped-call]
+            return features_NCHW
+
+
+def freeze_blocks(stages: OrderedDict[str, nn.Module], *, frozen_blocks: int, protocol: Protocol) -> FrozenPrefix | None:
+    """Freeze the first residual blocks of a ResNet.
+
+    Under `strict` the frozen stages are taken out of `stages`; under `published` they stay there, their weights fixed.
+
+    Args:
+        stages: Stem and blocks by torchvision's names; changed in place.
+        frozen_blocks: How many blocks, 0 to 4.
+        protocol: The rules.
+
+    Returns:
+        The frozen prefix, or None where there is none: nothing is frozen, or the protocol is `published`.
+
+    Raises:
+        ValueError: There are fewer blocks.
+    """
+    if not 0 <= frozen_blocks <= len(BLOCKS):
+        raise ValueError(f"frozen_blocks must be 0 to {len(BLOCKS)}, not {frozen_blocks}.")
+    blocks = BLOCKS[:frozen_blocks]
+    if protocol == "published":
+        for name in blocks:
+            stages[name].requires_grad_(False)
+        return None
+    if not blocks:
+        return None
+    return FrozenPrefix(OrderedDict((name, stages.pop(name)) for name in (*STEM, *blocks)))
+
+
+def set_prefix_statistics(network: "Network", batches: Iterable[Tensor]) -> None:
+    """Set the batch-norm statistics of a randomly started frozen prefix once, by a pass over images.
+
+    A random network in eval mode does not normalise at all, so its features explode with depth (measured: deviation 40
+    at ResNet34's fourth block). Every layer's mean and variance become their average over the images, while each layer
+    reads features that were normalised by their own batch.
+
+    Args:
+        network: A network with a frozen prefix; nothing else of it is changed.
+        batches: Normalised images (N, C, H, W) of the training split, on the prefix's device. A batch of 1 image has no
+            variance where the map has shrunk to 1 pixel: torch refuses it.
+
+    Raises:
+        ValueError: The network has no frozen prefix, or there is no batch.
+    """
+    prefix = network.prefix
+    if not network.has_frozen_prefix:
+        raise ValueError("Only a frozen prefix has statistics to set, and this network has none.")
+    norms = [module for module in prefix.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentums = [norm.momentum for norm in norms]
+    num_images = 0
+    try:
+        for images_NCHW in batches:
+            num_images += len(images_NCHW)
+            for norm in norms:
+                norm.train()
+                norm.momentum = len(images_NCHW) / num_images  # the first batch replaces what was there
+            prefix(images_NCHW)
+    finally:
+        for norm, momentum in zip(norms, momentums, strict=True):
+            norm.momentum = momentum
+        prefix.eval()
+    if num_images == 0:
+        raise ValueError("There is no batch to set the prefix's statistics from.")

@@ -1,0 +1,130 @@
+"""Network: what a trial trains, as a frozen prefix and the rest; and how it is built from a configuration.
+
+Shapes: N images, C channels, H x W pixels, K classes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tune_lung.config import CnnConfig, Protocol, ResNetConfig
+from tune_lung.models import cnn, resnet
+from tune_lung.models.freezing import FrozenPrefix, freeze_blocks
+from tune_lung.models.weights import WeightsSource, load_backbone
+from tune_lung.randomness import derive_seed
+
+
+class ParameterCount(NamedTuple):
+    """How many numbers a network has, and how many of them are trained."""
+
+    total: int
+    trainable: int
+
+
+class Network(nn.Module):
+    """A network in two parts: a frozen prefix, which may be empty, and the rest."""
+
+    def __init__(self, *, prefix: FrozenPrefix | None, rest: nn.Sequential, in_channels: int) -> None:
+        """Put the parts together.
+
+        Args:
+            prefix: The frozen stages; None where there are none.
+            rest: The other stages and the head.
+            in_channels: Channels of the images: 1 or 3.
+        """
+        super().__init__()
+        self.prefix: nn.Module = nn.Identity() if prefix is None else prefix
+        self.rest = rest
+        self.in_channels = in_channels
+
+    @property
+    def has_frozen_prefix(self) -> bool:
+        """Whether the first stages are a pure function whose output may be kept."""
+        return isinstance(self.prefix, FrozenPrefix)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            images_NCHW: Normalised images.
+
+        Returns:
+            logits_NK; no softmax, under either protocol.
+        """
+        logits_NK: Tensor = self.rest(self.prefix(images_NCHW))
+        return logits_NK
+
+
+def build_network(
+    network: CnnConfig | ResNetConfig,
+    *,
+    protocol: Protocol,
+    num_classes: int,
+    image_size: int,
+    weights: WeightsSource | None,
+    seed: int,
+) -> Network:
+    """Build a network at its start, on the CPU and in training mode, with what is frozen frozen.
+
+    Backbone and head have a start each, drawn from `seed` under their own names. So networks of one model and seed share
+    their backbone whatever is frozen, and no global generator is moved.
+
+    Args:
+        network: What to build.
+        protocol: The rules of freezing.
+        num_classes: Number of logits, at least 2.
+        image_size: Side of the square images in pixels.
+        weights: Where a ResNet's backbone starts; the handcrafted CNN has a random start and ignores it.
+        seed: Root of the random starts, 0 to 2**63 - 1.
+
+    Returns:
+        The network. With random weights and a frozen prefix, `set_prefix_statistics` is still to be called.
+
+    Raises:
+        InputError: The weights' file is gone or has changed.
+        ValueError: A ResNet without weights, or images too small for the CNN.
+    """
+    if isinstance(network, CnnConfig):
+        with _drawn_from(seed, "backbone"):
+            stages = cnn.cnn_stages(network)
+        with _drawn_from(seed, "head"):
+            head = cnn.cnn_head(network, num_classes=num_classes, image_size=image_size)
+        return Network(prefix=None, rest=nn.Sequential(stages | head), in_channels=cnn.IN_CHANNELS)
+    if weights is None:
+        raise ValueError(f"A {network.model} needs weights; a random start is one of them.")
+    stages = _resnet_stages(network, weights, seed)
+    with _drawn_from(seed, "head"):
+        head = resnet.resnet_head(resnet.num_features(network.model), num_classes=num_classes)
+    prefix = freeze_blocks(stages, frozen_blocks=network.frozen_blocks, protocol=protocol)
+    return Network(prefix=prefix, rest=nn.Sequential(stages | head), in_channels=resnet.IN_CHANNELS)
+
+
+def count_parameters(network: nn.Module) -> ParameterCount:
+    """Count a network's parameters; batch-norm statistics are none."""
+    total = sum(parameter.numel() for parameter in network.parameters())
+    return ParameterCount(total=total, trainable=sum(parameter.numel() for parameter in trainable_parameters(network)))
+
+
+def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """List the parameters that an optimizer may change, in the network's order."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _resnet_stages(network: ResNetConfig, weights: WeightsSource, seed: int) -> OrderedDict[str, nn.Module]:
+    with _drawn_from(seed, "backbone"):
+        stages = resnet.resnet_stages(network.model)
+    if weights.kind != "random":
+        nn.Sequential(stages).load_state_dict(load_backbone(weights, network.model))
+    return stages
+
+
+@contextmanager
+def _drawn_from(seed: int, name: str) -> Iterator[None]:
+    """Let torch's initialisers, which know only the CPU's global generator, draw from a named seed; then restore it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, name))
+        yield
