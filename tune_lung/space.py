@@ -141,7 +141,8 @@ class SearchSpace:
         fitting = [_fitting_arm(arm, values) for arm in self.arms]
         arms = tuple(arm for arm in fitting if arm is not None)
         if not arms:
-            raise InputError(f"--set model={values['model']}: '{self.name}' offers {', '.join(self.models())}.")
+            offered = ", ".join(self.models())
+            raise InputError(f"--set model={values['model']}: no arm of '{self.name}' offers it. Offered: {offered}.")
         for name in values:
             if not any(name in arm.fields for arm in arms):
                 raise InputError(f"--set {name}: it applies to no arm of '{self.name}'.")
