@@ -150,7 +150,7 @@ def test_a_model_fixed_in_a_mixed_arm_brings_its_own_fields():
 
 
 def test_a_model_that_no_arm_offers_is_refused_with_those_on_offer():
-    with pytest.raises(InputError, match=r"--set model=resnet50: no arm of 'freeze_grid' offers it\. Offered: cnn, resnet18, resnet34\."):
+    with pytest.raises(InputError, match=r"no arm of 'freeze_grid' offers it\. Offered: cnn, resnet18, resnet34\."):
         load_space("freeze_grid").with_fixed({"model": "resnet50"})
 
 
