@@ -279,6 +279,11 @@ def _stop_reason(trial: TrialConfig, stopping: EarlyStopping, epoch: int) -> Lit
     return "max_epochs" if epoch == trial.max_epochs else None
 
 
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Copy an optimizer's tensor into its parameter's memory format: fused optimizers walk both as they lie in memory."""
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+
+
 def _named(prefix: str, network: Network) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
 
@@ -296,10 +301,11 @@ def _resume(checkpoints: Checkpoints, network: Network, optimizer: Optimizer, st
     if checkpoint is None:
         return 0
     network.load_state_dict(checkpoint.part("network"))
+    parameters = trainable_parameters(network)
     memory: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.part("optimizer").items():
         index, _, name = key.partition(".")
-        memory.setdefault(int(index), {})[name] = tensor
+        memory.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
     optimizer.load_state_dict({"state": memory, "param_groups": optimizer.state_dict()["param_groups"]})
     stopping.best_epoch = checkpoint.state["best_epoch"]
     stopping.best_score = checkpoint.state["best_score"]

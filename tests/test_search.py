@@ -1,0 +1,148 @@
+"""The main job, end to end on phantoms: each search is a process of its own, as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_score
+
+from tune_lung.results.layout import TABLES
+from tune_lung.results.schema import table_schema
+from tune_lung.search import main
+
+from tests.small_search import metrics_of, run_search, search_command
+
+pytestmark = pytest.mark.ray
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One finished run and its output, shared by the tests that only read it."""
+    return run_search(tmp_path_factory.mktemp("finished"), "--name", "first")
+
+
+def test_every_table_has_every_column(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    classes = json.loads((run / "run.json").read_text())["data"]["classes"]
+    for table in TABLES:
+        assert list(pd.read_parquet(run / table).columns) == table_schema(table, classes).names
+
+
+def test_every_cell_is_trained_once_and_tested(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    trials = pd.read_parquet(run / "trials")
+    assert sorted(trials["cell"]) == ["cnn base_channels=4", "cnn base_channels=8", "resnet18 frozen_blocks=4"]
+    assert set(trials["status"]) == {"completed"}
+    assert set(trials["stop_reason"]) == {"max_epochs"}
+    assert trials[["test_macro_recall", "test_micro_recall", "total_params", "mult_adds"]].notna().all(axis=None)
+
+
+def test_predictions_cover_the_test_images_and_sum_to_1(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    predictions, images = pd.read_parquet(run / "predictions"), pd.read_parquet(run / "images")
+    num_test = (images["split"] == "test").sum()
+    assert len(predictions) == 3 * num_test
+    assert set(predictions["image_id"]) == set(images.loc[images["split"] == "test", "image_id"])
+    sums = predictions.filter(like="p_").sum(axis=1)
+    assert sums.between(1 - 1e-12, 1 + 1e-12).all()
+
+
+def test_recalls_agree_with_scikit_learn_on_the_predictions(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    predictions = pd.read_parquet(run / "predictions")
+    for trial in pd.read_parquet(run / "trials").itertuples():
+        own = predictions[predictions["trial_id"] == trial.trial_id]
+        answers = own.filter(like="p_").idxmax(axis=1).str.removeprefix("p_")
+        assert trial.test_micro_recall == pytest.approx(accuracy_score(own["label"], answers))
+        assert trial.test_micro_recall == pytest.approx(precision_score(own["label"], answers, average="micro"))
+        assert trial.test_macro_recall == pytest.approx(balanced_accuracy_score(own["label"], answers))
+
+
+def test_validation_predictions_are_those_of_the_kept_epoch(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    predictions = pd.read_parquet(run / "validation_predictions")
+    for trial in pd.read_parquet(run / "trials").itertuples():
+        own = predictions[predictions["trial_id"] == trial.trial_id]
+        answers = own.filter(like="p_").idxmax(axis=1).str.removeprefix("p_")
+        assert trial.val_macro_recall == pytest.approx(balanced_accuracy_score(own["label"], answers))
+
+
+def test_the_manifest_tells_the_run_and_one_opening_of_the_test(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    text = (run / "run.json").read_text()
+    manifest = json.loads(text)
+    assert manifest["status"] == "completed"
+    assert len(manifest["test_openings"]) == 1
+    assert sorted(manifest["test_openings"][0]["trial_ids"]) == sorted(pd.read_parquet(run / "trials")["trial_id"])
+    assert str(run.parent) not in text
+
+
+def test_the_output_ends_with_table_figure_and_run(finished: tuple[Path, str]) -> None:
+    run, output = finished
+    assert "figure4.png" in output
+    assert (run / "figures" / "figure4.png").stat().st_size > 10_000
+    assert "resnet18 frozen_blocks=4" in output or "resnet18" in output
+
+
+def test_the_same_seed_gives_the_same_table_one_trial_at_a_time(finished: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = finished
+    again, _ = run_search(tmp_path, "--max-concurrent", "1", "--no-report")
+    pd.testing.assert_frame_equal(metrics_of(again), metrics_of(run), check_exact=True)
+
+
+def test_ctrl_c_ends_within_10_seconds_and_leaves_a_readable_ledger(tmp_path: Path) -> None:
+    command = search_command(tmp_path, "--max-epochs", "1000", "--name", "cut")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    epochs = tmp_path / "cut" / "checkpoints"
+    deadline = time.monotonic() + 90
+    while not epochs.is_dir() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    time.sleep(1)
+    sent = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"
+    assert set(pd.read_parquet(tmp_path / "cut" / "trials")["status"]) == {"running"}
+    assert len(pd.read_parquet(tmp_path / "cut" / "epochs")) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--space", "freez_grid"], "No search space 'freez_grid'. Did you mean 'freeze_grid'?"),
+        (["--image-size", "16"], "--image-size 16 is too small for this CNN: its 5 stages need at least 100 pixels."),
+        (["--set", "batch_sise=3"], "There is no field 'batch_sise'. Did you mean 'batch_size'?"),
+        (["--set", "batch_size"], "write KEY=VALUE"),
+        (["--set", "max_epochs=3"], "use --max-epochs instead"),
+        (["--set", "weights=file"], "use --weights instead"),
+        (["--set", "model=resnet50"], "no arm of 'freeze_grid' offers it"),
+        (["--max-epochs", "0"], "max_epochs must be at least 1, not 0."),
+        (["--select-by", "test_macro_recall"], "the test images stay sealed"),
+        (["--cache-size", "much"], "write a number and a unit"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--data", "/nonexistent/folder"], "folder"),
+        (["--weights", "/nonexistent/weights.pth"], "weights"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_2(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*options, "--out", str(tmp_path / "runs")]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_is_never_written_over(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = finished
+    assert main(["--out", str(run.parent), "--name", run.name]) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Training one trial."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tune_lung.training import fit as fit_module
+from tune_lung.training.checkpoints import Checkpoints, load
+from tune_lung.training.fit import DivergedError, EpochResult, TrainingJob, fit
+from tune_lung.training.loss import published_loss_floor
+
+MakeJob = Callable[..., TrainingJob]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def numbers(results: list[EpochResult]) -> list[tuple[Any, ...]]:
+    """The numbers of each epoch that must not depend on when or where it was trained."""
+    return [
+        (r.epoch, r.train_loss, r.val_loss, r.val_macro_recall, r.selection_score, r.best_epoch, r.stop_reason) for r in results
+    ]
+
+
+def test_fit_learns_to_tell_stripes_apart(make_job: MakeJob, tmp_path: Path) -> None:
+    results = list(fit(make_job(), Checkpoints(tmp_path)))
+    assert results[-1].train_loss < results[0].train_loss
+    assert max(result.val_macro_recall for result in results) == 1.0
+
+
+def test_fit_ends_at_max_epochs_with_its_reason(make_job: MakeJob, tmp_path: Path) -> None:
+    results = list(fit(make_job(), Checkpoints(tmp_path)))
+    assert [result.stop_reason for result in results] == [None, None, None, "max_epochs"]
+
+
+def test_fit_ends_when_patience_is_spent(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job()
+    still = replace(job, trial=job.trial.with_fields(max_epochs=50, patience=2, learning_rate=1e-12, weight_decay=0.0))
+    results = list(fit(still, Checkpoints(tmp_path)))
+    assert results[-1].stop_reason == "patience"
+    assert results[-1].epoch == results[-1].best_epoch + 2
+
+
+def test_fit_gives_the_same_numbers_twice(make_job: MakeJob, tmp_path: Path) -> None:
+    first = list(fit(make_job(), Checkpoints(tmp_path / "a")))
+    second = list(fit(make_job(), Checkpoints(tmp_path / "b")))
+    assert numbers(first) == numbers(second)
+
+
+def test_fit_gives_the_same_numbers_when_resumed_after_epoch_2(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "_SECONDS_BETWEEN_LAST", 0.0)
+    whole = list(fit(make_job(), Checkpoints(tmp_path / "whole")))
+    cut = list(islice(fit(make_job(), Checkpoints(tmp_path / "cut")), 2))
+    rest = list(fit(make_job(), Checkpoints(tmp_path / "cut")))
+    assert [result.epoch for result in rest] == [3, 4]
+    assert numbers(cut + rest) == numbers(whole)
+
+
+def test_fit_goes_on_from_the_previous_state_when_the_last_is_damaged(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "_SECONDS_BETWEEN_LAST", 0.0)
+    checkpoints = Checkpoints(tmp_path)
+    list(islice(fit(make_job(), checkpoints), 3))
+    content = bytearray(checkpoints.last.read_bytes())
+    content[-1] ^= 1
+    checkpoints.last.write_bytes(content)
+    assert next(fit(make_job(), checkpoints)).epoch == 3
+
+
+def test_fit_keeps_the_best_epochs_network(make_job: MakeJob, tmp_path: Path) -> None:
+    results = list(fit(make_job(), Checkpoints(tmp_path)))
+    best = max(results, key=lambda result: result.selection_score)
+    assert load(Checkpoints(tmp_path).best).state["epoch"] == best.epoch == results[-1].best_epoch
+
+
+def test_fit_ends_a_diverged_trial_with_the_epoch_named(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job()
+    wild = replace(job, trial=job.trial.with_fields(optimizer="sgd", learning_rate=10.0, weight_decay=10.0, max_epochs=60))
+    with pytest.raises(DivergedError, match=r"The (training|validation) loss is (nan|inf) at epoch \d+\."):
+        list(fit(wild, Checkpoints(tmp_path)))
+
+
+def test_published_loss_stays_above_its_floor_and_selects_by_loss(make_job: MakeJob, tmp_path: Path) -> None:
+    results = list(fit(make_job(protocol="published", select_by="val_loss"), Checkpoints(tmp_path)))
+    # ln(e + 1) - 1 for two classes: what a softmax output of 1 for the right class gives
+    assert published_loss_floor(2) == pytest.approx(0.31326, abs=1e-5)
+    assert all(result.train_loss > published_loss_floor(2) for result in results)
+    assert [result.selection_score for result in results] == [-result.val_loss for result in results]
+
+
+def test_a_frozen_random_prefix_gets_its_statistics_once_and_keeps_them(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job({"model": "resnet18", "frozen_blocks": 2, "weights": "random", "batch_size": 12, "max_epochs": 2})
+    list(fit(job, Checkpoints(tmp_path)))
+    kept = {name: value for name, value in load(Checkpoints(tmp_path).best).part("network").items() if "running_var" in name}
+    prefix = {name: value for name, value in kept.items() if name.startswith("prefix")}
+    assert prefix
+    assert not any(torch.equal(value, torch.ones_like(value)) for value in prefix.values())
+
+
+@pytest.mark.parametrize("field", [{"augmentation": "strong"}, {"input": "lungs"}, {"learning_rate_schedule": "cosine"}, {"optimizer": "adamw"}])
+def test_fit_runs_with_every_way_of_training(make_job: MakeJob, tmp_path: Path, field: dict[str, str]) -> None:
+    point = {"channels": (4, 8), "kernel_sizes": (3, 3), "padding": "same", "batch_size": 8, "max_epochs": 2} | field
+    results = list(fit(make_job(point), Checkpoints(tmp_path)))
+    assert len(results) == 2
+
+
+def test_cosine_schedule_falls_from_the_full_rate(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job()
+    falling = replace(job, trial=job.trial.with_fields(learning_rate_schedule="cosine", learning_rate=0.01, max_epochs=2))
+    # half way through a half cosine the factor is (1 + cos(pi / 2)) / 2 = 1/2
+    assert [result.learning_rate for result in fit(falling, Checkpoints(tmp_path))] == pytest.approx([0.01, 0.005])

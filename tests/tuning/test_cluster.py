@@ -1,0 +1,27 @@
+"""Ray's nodes: what a trial gets, and a search over two of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.small_search import METRICS, run_search, search_command
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_two_nodes_both_train_and_give_the_local_table(tmp_path: Path) -> None:
+    local, _ = run_search(tmp_path / "local", "--no-report")
+    command = search_command(tmp_path / "cluster", "--no-report", "--name", "cluster")
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(tmp_path)}
+    script = Path(__file__).with_name("two_nodes.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *command], capture_output=True, text=True, timeout=200, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "busy nodes: 2" in done.stdout
+    tables = [pd.read_parquet(run / "trials")[METRICS].sort_values("trial_id") for run in (local, tmp_path / "cluster" / "cluster")]
+    pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables), check_exact=True)
