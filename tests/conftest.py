@@ -49,7 +49,8 @@ def local_ray() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "token")
+        # Ray closes a local cluster by itself, but would write the token under HOME. RAY_AUTH_MODE stays unset: read when
+        # ray is imported, it would come too late here.
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
