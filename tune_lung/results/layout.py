@@ -27,11 +27,6 @@ class RunPaths:
         """The folder of figures."""
         return self.root / "figures"
 
-    @property
-    def report_page(self) -> Path:
-        """The page that shows table and figure in a browser."""
-        return self.root / "report.html"
-
     def table(self, name: str) -> Path:
         """Return the folder of one table.
 

@@ -1,0 +1,359 @@
+"""Figure 4: what freezing costs and brings, in the four panels of Lykos (2022)."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import fill
+from typing import Any, Literal, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from tune_lung.analysis.published import SOURCE, published_runs
+from tune_lung.analysis.tables import comparison_table, data_label, weights_label
+from tune_lung.files import whole_file
+from tune_lung.results.reader import Run
+from tune_lung.results.schema import StopReason
+
+Floats: TypeAlias = NDArray[np.float64]
+"""Plotted values."""
+
+_LineStyle: TypeAlias = Literal["-", "--", "-.", ":"]
+
+DOTS_PER_INCH = 200
+"""Resolution of saved figures."""
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 6.5,
+}
+"""The look of every figure."""
+
+MODEL_COLOURS = {
+    "cnn": "#5a5a5a",
+    "resnet18": "#0072B2",
+    "resnet34": "#D55E00",
+    "resnet50": "#009E73",
+    "resnet101": "#CC79A7",
+    "resnet152": "#8C6D00",
+}
+"""One colour per network, told apart by colour-blind readers (after Okabe and Ito)."""
+
+MODEL_LABELS = {"cnn": "CNN"} | {f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152)}
+"""How figures write the networks' names."""
+
+_RUN_STYLES: tuple[tuple[_LineStyle, str], ...] = (("-", "o"), ("--", "D"), ("-.", "^"))
+MOST_RUNS = len(_RUN_STYLES)
+"""How many runs one figure can tell apart."""
+_PUBLISHED_STYLE: tuple[_LineStyle, str] = (":", "x")
+_CACHED_MARKER, _CACHED_SIZE = "*", 11.0
+_CNN_X = -0.8
+_DODGE, _WIDEST_SPREAD = 0.12, 0.72
+_PUBLISHED_ALPHA = 0.45
+_LINE_WIDTHS = {"cnn": 2.8, "resnet18": 2.2}
+_LEGEND_ROW = 0.075
+_LOG_FROM_RATIO = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """One quantity over the number of frozen blocks."""
+
+    title: str
+    unit: str
+    column: str
+    factor: float = 1.0
+    starts_at_zero: bool = True
+
+
+_RECALL = _Panel(
+    title="Micro recall on test",
+    unit="micro recall (%), 95% Wilson interval",
+    column="test_micro_recall",
+    factor=100,
+    starts_at_zero=False,
+)
+_EPOCHS = _Panel(title="Epochs run", unit="epochs", column="epochs_run")
+_SECONDS = _Panel(title="Seconds per epoch", unit="seconds of the training pass", column="epoch_seconds_mean")
+_PARAMS = _Panel(title="Trainable parameters", unit="parameters", column="trainable_params")
+_PANELS = (_RECALL, _EPOCHS, _SECONDS, _PARAMS)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Series:
+    """One network of one run, or of the published runs, over the number of frozen blocks."""
+
+    model: str
+    rows: pd.DataFrame
+    line: _LineStyle
+    marker: str
+    is_published: bool = False
+    shift: float = 0.0
+
+    @property
+    def colour(self) -> str:
+        return MODEL_COLOURS[self.model]
+
+    @property
+    def x(self) -> Floats:
+        """Where its points stand: at the number of frozen blocks, the CNN beside them."""
+        blocks = self.rows["frozen_blocks"].to_numpy(dtype=np.float64, na_value=_CNN_X)
+        return blocks + self.shift
+
+    def y(self, panel: _Panel) -> Floats:
+        """One value per point; NaN where nothing was measured."""
+        return panel.factor * self.rows[panel.column].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def figure4(*runs: Run) -> Figure:
+    """Draw recall, epochs, seconds and parameters over the number of frozen blocks.
+
+    Of every network and depth the cell with the best selection score on validation is drawn. The published runs stand
+    behind, fainter; on synthetic images only where the numbers do not depend on the images. Trials not ended by patience
+    are hollow; stars are epochs on stored features of the frozen prefix. Points of one depth are moved apart a little,
+    so that none hides another.
+
+    Args:
+        *runs: One run, or several to compare; at most 4.
+
+    Returns:
+        The figure; `save_figure` writes it.
+
+    Raises:
+        ValueError: There is no run, or more than can be told apart.
+    """
+    if not 1 <= len(runs) <= MOST_RUNS:
+        raise ValueError(f"figure4 compares 1 to {MOST_RUNS} runs, not {len(runs)}.")
+    tables = [comparison_table(run) for run in runs]
+    own = [series for table, style in zip(tables, _RUN_STYLES, strict=False) for series in _series_of(_drawn(table), *style)]
+    published = _published_series({series.model for series in own})
+    is_synthetic = any(run.synthetic for run in runs)
+    with mpl.rc_context(STYLE):
+        handles = _legend(runs, own, published)
+        figure = Figure(figsize=(11, 9.6), dpi=DOTS_PER_INCH, layout="constrained")
+        columns = 4 if len(runs) == 1 else 3
+        grid = figure.add_gridspec(3, 2, height_ratios=(_LEGEND_ROW * -(-len(handles) // columns), 1, 1))
+        _draw_legend(figure.add_subplot(grid[0, :]), handles, columns=columns)
+        for index, panel in enumerate(_PANELS):
+            behind = [] if is_synthetic and panel is not _PARAMS else published
+            _draw_panel(figure.add_subplot(grid[1 + index // 2, index % 2]), panel, _side_by_side([*behind, *own]))
+        figure.suptitle("\n".join(_title(runs)), x=0.008, ha="left", fontsize=11)
+        figure.supxlabel("\n".join(_caption(runs, tables)), x=0.008, ha="left", fontsize=8.5, color="#444444")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole; the same figure gives the same bytes."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep of each network and depth the trial with the best selection score."""
+    trained = table[table["epochs_run"].fillna(0) > 0].sort_values("selection_score", ascending=False, kind="stable")
+    return trained.drop_duplicates(["model", "frozen_blocks"]).sort_values("frozen_blocks")
+
+
+def _series_of(table: pd.DataFrame, line: _LineStyle, marker: str) -> list[_Series]:
+    own = set(table["model"])
+    return [
+        _Series(model=model, rows=table[table["model"] == model], line=line, marker=marker)
+        for model in MODEL_COLOURS
+        if model in own
+    ]
+
+
+def _published_series(models: Collection[str]) -> list[_Series]:
+    runs = published_runs().rename(columns={"mean_epoch_seconds": _SECONDS.column})
+    runs = runs[runs["model"].isin(list(models))]
+    return [replace(series, is_published=True) for series in _series_of(runs, *_PUBLISHED_STYLE)]
+
+
+def _side_by_side(series: Sequence[_Series]) -> list[_Series]:
+    """Shift the networks of one depth apart; the CNNs stand at a place of their own."""
+    cnns = [one for one in series if one.model == "cnn"]
+    others = [one for one in series if one.model != "cnn"]
+    step = min(_DODGE, _WIDEST_SPREAD / max(1, len(others)))
+    return [
+        replace(one, shift=step * (index - (len(group) - 1) / 2)) for group in (cnns, others) for index, one in enumerate(group)
+    ]
+
+
+def _draw_legend(axes: Axes, handles: Sequence[Line2D], *, columns: int) -> None:
+    axes.set_axis_off()
+    legend = axes.legend(handles=handles, loc="center left", ncols=columns, borderaxespad=0, borderpad=0, fontsize=9)
+    legend.set_in_layout(False)  # long names of runs must not narrow the panels
+
+
+def _draw_panel(axes: Axes, panel: _Panel, series: Sequence[_Series]) -> None:
+    for one in series:
+        _draw_series(axes, panel, one)
+    axes.set_title(panel.title)
+    has_cnn = any(one.model == "cnn" for one in series)
+    axes.set_xlim(_CNN_X - 0.35 if has_cnn else -0.5, 4.5)
+    ticks = {_CNN_X: "CNN"} if has_cnn else {}
+    ticks |= {float(blocks): str(blocks) for blocks in range(5)}
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlabel("frozen residual blocks")
+    _scale(axes, panel, np.concatenate([np.empty(0), *(one.y(panel) for one in series)]))
+    if panel is _SECONDS and any(one.is_published for one in series):
+        axes.set_title(
+            "published: another machine, an unnamed GPU", loc="right", fontsize=8.5, fontweight="normal", color="#555555"
+        )
+
+
+def _draw_series(axes: Axes, panel: _Panel, series: _Series) -> None:
+    depth: dict[str, Any] = {"alpha": _PUBLISHED_ALPHA, "zorder": 1.5} if series.is_published else {"zorder": 2.5}
+    style: dict[str, Any] = {
+        "color": series.colour,
+        "linestyle": series.line,
+        "linewidth": _line_width(series.model, series.is_published),
+    }
+    x, y = series.x, series.y(panel)
+    if series.model == "cnn":
+        for level in y:
+            axes.axhline(level, **style, **depth)
+    else:
+        axes.plot(*_with_gaps(x, y), **style, **depth)
+    if panel is _RECALL and not series.is_published:
+        _draw_intervals(axes, series)
+    for place, value, (_, row) in zip(x, y, series.rows.iterrows(), strict=True):
+        axes.plot([place], [value], linestyle="none", **_marker(series, row, panel), **(depth | {"zorder": depth["zorder"] + 1}))
+
+
+def _line_width(model: str, is_published: bool = False) -> float:
+    """Give networks drawn earlier wider lines, so that equal values show one below the other."""
+    return 1.1 if is_published else _LINE_WIDTHS.get(model, float(STYLE["lines.linewidth"]))
+
+
+def _with_gaps(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Break a line where a depth between two others is missing."""
+    gaps = np.flatnonzero(np.diff(x) > 1.5) + 1
+    return np.insert(x, gaps, np.nan), np.insert(y, gaps, np.nan)
+
+
+def _draw_intervals(axes: Axes, series: _Series) -> None:
+    y = series.y(_RECALL)
+    low, high = (100 * series.rows[f"test_micro_recall_{bound}"].to_numpy() for bound in ("low", "high"))
+    axes.errorbar(
+        series.x, y, yerr=(y - low, high - y), fmt="none", ecolor=series.colour, elinewidth=1.1, capsize=2.5, zorder=2.6
+    )
+
+
+def _marker(series: _Series, row: pd.Series, panel: _Panel) -> dict[str, Any]:
+    if series.is_published:
+        return {"marker": series.marker, "color": series.colour}
+    is_cached = panel is _SECONDS and row["prefix_cached"] is not pd.NA and bool(row["prefix_cached"])
+    return {
+        "marker": _CACHED_MARKER if is_cached else series.marker,
+        "markersize": _CACHED_SIZE if is_cached else STYLE["lines.markersize"],
+        "markeredgecolor": series.colour,
+        "markerfacecolor": series.colour if row["stop_reason"] == StopReason.PATIENCE else "white",
+        "markeredgewidth": 1.4,
+    }
+
+
+def _scale(axes: Axes, panel: _Panel, values: Floats) -> None:
+    """Scale logarithmically where a linear axis would press the small values flat."""
+    measured = values[np.isfinite(values) & (values > 0)]
+    is_log = panel in (_SECONDS, _PARAMS) and len(measured) > 0 and measured.max() >= _LOG_FROM_RATIO * measured.min()
+    axes.set_ylabel(f"{panel.unit} (log scale)" if is_log else panel.unit)
+    if is_log:
+        is_wide = measured.max() > 300 * measured.min()
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif panel.starts_at_zero:
+        axes.set_ylim(0, 1.08 * measured.max(initial=0.0) or 1.0)
+    else:
+        axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick_label))
+
+
+def _tick_label(value: float, _: int | None = None) -> str:
+    for size, letter in ((1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _title(runs: Sequence[Run]) -> list[str]:
+    same_data = len({run.manifest["data"]["fingerprint"] for run in runs}) == 1
+    data = data_label(runs[0]) if same_data else "DIFFERENT images: " + " / ".join(data_label(run) for run in runs)
+    return [
+        f"Freezing the first residual blocks: recall and cost on {data}",
+        f"{_each(runs, lambda run: run.manifest['data']['counts']['test'])} test images, {len(runs[0].classes)} classes, "
+        f"{_each(runs, lambda run: run.manifest['image_size'])} px, "
+        f"protocol {_each(runs, lambda run: run.manifest['protocol'])}, weights: {_each(runs, weights_label)}",
+    ]
+
+
+def _each(runs: Sequence[Run], fact: Callable[[Run], Any]) -> str:
+    return " / ".join(dict.fromkeys(f"{fact(run):,}" if isinstance(fact(run), int) else str(fact(run)) for run in runs))
+
+
+def _caption(runs: Sequence[Run], tables: Sequence[pd.DataFrame]) -> list[str]:
+    notes = [f"Points of one depth are moved apart a little. {SOURCE}: 2,119 other test images, one seed each."]
+    absent = [
+        f"{row['cell']} ({'not started' if pd.isna(row['status']) else row['status']})"
+        for table in tables
+        for _, row in table[table["epochs_run"].fillna(0) == 0].iterrows()
+    ]
+    if absent:
+        notes.append(f"Not drawn: {', '.join(absent)}.")
+    if any(run.synthetic for run in runs):
+        notes.append("Synthetic images: these numbers say nothing of medicine.")
+    return [fill(f"{' '.join(notes)} Not for clinical use.", 165)]
+
+
+def _legend(runs: Sequence[Run], own: Sequence[_Series], published: Sequence[_Series]) -> list[Line2D]:
+    grey = "#111111"
+    models = dict.fromkeys(series.model for series in own)
+    handles = [
+        Line2D([], [], color=MODEL_COLOURS[model], linewidth=_line_width(model), label=MODEL_LABELS[model]) for model in models
+    ]
+    if len(runs) > 1:
+        handles += [
+            Line2D([], [], color=grey, linestyle=line, marker=marker, label=f"{run.name} (weights: {weights_label(run)})")
+            for run, (line, marker) in zip(runs, _RUN_STYLES, strict=False)
+        ]
+    marks = pd.concat([series.rows for series in own]) if own else pd.DataFrame(columns=["stop_reason", "prefix_cached"])
+    by_patience = marks["stop_reason"] == StopReason.PATIENCE
+    if by_patience.any():
+        handles.append(_mark("o", grey, grey, "ended by patience"))
+    if not by_patience.all():
+        handles.append(_mark("o", grey, "white", "not ended by patience"))
+    if marks["prefix_cached"].fillna(False).astype(bool).any():
+        handles.append(_mark(_CACHED_MARKER, grey, grey, "epochs on the stored frozen prefix"))
+    if published:
+        line, marker = _PUBLISHED_STYLE
+        handles.append(
+            Line2D([], [], color=grey, linestyle=line, marker=marker, alpha=0.6, linewidth=1.1, label=f"published: {SOURCE}")
+        )
+    return handles
+
+
+def _mark(marker: str, edge: str, face: str, label: str) -> Line2D:
+    size = _CACHED_SIZE if marker == _CACHED_MARKER else STYLE["lines.markersize"]
+    return Line2D(
+        [], [], linestyle="none", marker=marker, markersize=size, markeredgecolor=edge, markerfacecolor=face, label=label
+    )
