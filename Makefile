@@ -43,7 +43,7 @@ types: $(READY)
 	$(PYTHON) -m mypy
 
 imports: $(READY)
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 wheel: $(READY)
 	.ci/wheel $(PYTHON)
