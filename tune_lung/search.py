@@ -20,6 +20,7 @@ from tune_lung.errors import InputError
 from tune_lung.space import SearchSpace, load_space, shipped_space_files, space_question
 
 if TYPE_CHECKING:
+    from tune_lung.data.cache import Cache
     from tune_lung.data.prepare import PreparedData
     from tune_lung.models.weights import WeightsSource
     from tune_lung.results.ledger import Ledger
@@ -122,29 +123,30 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     origin = options.weights or ("imagenet" if options.data else "random")
     weights = resolve_weights(origin, [model for model in space.models() if model != "cnn"])
     request = _data_request(options, run)
-    prepared = _prepare(request, console)
-    with ray_session(options.address):
-        resources = plan_resources(
-            num_trials=len(space.cells()),
-            cpus_per_trial=options.cpus_per_trial,
-            gpus_per_trial=options.gpus_per_trial,
-            max_concurrent=options.max_concurrent,
-            is_local=options.address is None,
-        )
-        space = _with_numerics(space, options, run, weights, on_gpu=resources.gpus_per_trial > 0)
-        setup = SearchSetup(
-            run=run,
-            run_root=run_root,
-            data=request,
-            store=prepared.store,
-            data_fingerprint=prepared.fingerprint,
-            weights=weights,
-            cpus_per_trial=resources.cpus_per_trial,
-            gpus_per_trial=resources.gpus_per_trial,
-        )
-        ledger = _new_ledger(run_root, arguments, space, setup, prepared)
-        console.print(_announcement(space, setup, resources, prepared), highlight=False, soft_wrap=True)
-        num_completed = _supervise(space, setup, resources, ledger, console)
+    with request.open_cache() as cache:
+        prepared = _prepare(request, cache, console)
+        with ray_session(options.address):
+            resources = plan_resources(
+                num_trials=len(space.cells()),
+                cpus_per_trial=options.cpus_per_trial,
+                gpus_per_trial=options.gpus_per_trial,
+                max_concurrent=options.max_concurrent,
+                is_local=options.address is None,
+            )
+            space = _with_numerics(space, options, run, weights, on_gpu=resources.gpus_per_trial > 0)
+            setup = SearchSetup(
+                run=run,
+                run_root=run_root,
+                data=request,
+                store=prepared.store,
+                data_fingerprint=prepared.fingerprint,
+                weights=weights,
+                cpus_per_trial=resources.cpus_per_trial,
+                gpus_per_trial=resources.gpus_per_trial,
+            )
+            ledger = _new_ledger(run_root, arguments, space, setup, prepared)
+            console.print(_announcement(space, setup, resources, prepared), highlight=False, soft_wrap=True)
+            num_completed = _supervise(space, setup, resources, ledger, console)
     if num_completed is None:
         return 130
     if num_completed and not options.no_report:
@@ -184,7 +186,6 @@ def _new_run_root(options: argparse.Namespace, space: SearchSpace) -> Path:
 
 
 def _data_request(options: argparse.Namespace, run: RunConfig) -> "DataRequest":
-    from tune_lung.data.cache import Cache
     from tune_lung.tuning.plan import DataRequest
 
     if options.limit is not None and options.limit < 1:
@@ -194,7 +195,8 @@ def _data_request(options: argparse.Namespace, run: RunConfig) -> "DataRequest":
         run=run,
         limit=options.limit,
         strict_data=options.strict_data,
-        cache=Cache.at(options.cache, size_bytes=_bytes_of(options.cache_size)),
+        cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
+        cache_size_bytes=_bytes_of(options.cache_size),
     )
 
 
@@ -205,7 +207,7 @@ def _bytes_of(text: str) -> int:
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
-def _prepare(request: "DataRequest", console: Console) -> "PreparedData":
+def _prepare(request: "DataRequest", cache: "Cache", console: Console) -> "PreparedData":
     with Progress(*Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -214,7 +216,7 @@ def _prepare(request: "DataRequest", console: Console) -> "PreparedData":
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        return request.prepare(show)
+        return request.prepare(cache, show)
 
 
 def _with_numerics(
@@ -257,6 +259,8 @@ def _new_ledger(
 
 
 def _announcement(space: SearchSpace, setup: "SearchSetup", resources: "Resources", prepared: "PreparedData") -> str:
+    from tune_lung.data.exclusion import ExclusionReason
+
     images = prepared.images
     parts = ", ".join(f"{(images['split'] == part).sum()} {part}" for part in get_args(Split))
     lines = [
@@ -265,7 +269,8 @@ def _announcement(space: SearchSpace, setup: "SearchSetup", resources: "Resource
         f"{len(space.cells())} trials, {resources.max_concurrent} at once, each with {resources.cpus_per_trial:g} CPU"
         + (f" and {resources.gpus_per_trial:g} GPU" if resources.gpus_per_trial else ""),
     ]
-    left_out = images["excluded_reason"].dropna().value_counts()
+    reasons = images["excluded_reason"].dropna()
+    left_out = reasons[[ExclusionReason(reason).is_bad for reason in reasons]].value_counts()
     if len(left_out):
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         lines.insert(1, f"{left_out.sum()} files left out ({reasons}); the run's table images names them")

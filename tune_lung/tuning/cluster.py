@@ -1,5 +1,6 @@
 """Ray's start and end, and what its nodes offer."""
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ _RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is ours; Ray's loggers leak 300 KB of memory a trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial reports no numbers
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the ledger is closed first
-    "TUNE_MAX_PENDING_TRIALS_PG": "auto",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the recorder logs them
+    "RAY_AIR_NEW_OUTPUT": "0",  # Ray's newer reporter prints tables even when told to be silent
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a CPU trial leaves the visible GPUs as they are
 }
 
@@ -49,7 +51,12 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError as error:
         raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
     try:

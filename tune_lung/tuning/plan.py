@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -31,25 +32,46 @@ class DataRequest:
     """Images kept at most, drawn class by class; None keeps all."""
     strict_data: bool = False
     """Stop at the first bad file instead of leaving it out."""
-    cache: Cache
-    """Where decoded pixels lie."""
+    cache_root: Path | None
+    """Where decoded pixels lie; None for the user's cache folder."""
+    cache_size_bytes: int
+    """Room for them."""
 
-    def prepare(self, progress: Progress | None = None) -> PreparedData:
+    def open_cache(self) -> Cache:
+        """Open this node's cache.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        return Cache.open(self.cache_root, self.cache_size_bytes)
+
+    def prepare(self, cache: Cache, progress: Progress | None = None) -> PreparedData:
         """Scan, decode and split the images, or find them prepared.
+
+        Args:
+            cache: Keeps the pixels for as long as it is open.
+            progress: Told of each file done.
 
         Raises:
             InputError: The folder cannot serve as a data set.
         """
-        root = self.root or ensure_phantoms(self.cache, seed=self.run.seed)
+        root = self.root or ensure_phantoms(cache, seed=self.run.seed)
         return prepare(
             root,
             run=self.run,
-            cache=self.cache,
+            cache=cache,
             limit=self.limit,
             strict_data=self.strict_data,
             synthetic=self.root is None,
             progress=progress,
         )
+
+
+@lru_cache(maxsize=1)
+def _prepared_here(request: DataRequest) -> tuple[Cache, PreparedData]:
+    """Prepare the images on a node that lacks them; the open cache holds them until this process ends."""
+    cache = request.open_cache()
+    return cache, request.prepare(cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +148,7 @@ class SearchSetup:
         """
         if self.store.is_dir():
             return PixelStore.open(self.store)
-        prepared = self.data.prepare()
+        _, prepared = _prepared_here(self.data)
         if prepared.fingerprint != self.data_fingerprint:
             raise RuntimeError("This node's image folder differs from the driver's: give every node the same --data.")
         return PixelStore.open(prepared.store)

@@ -4,20 +4,19 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from ray.tune import Callback
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tune_lung.results.schema import TrialStatus
-from tune_lung.tuning.recorder import Recorder, TrialRecord
+from tune_lung.tuning.recorder import DriverCallback, Recorder, TrialRecord
 
 _SECONDS_BETWEEN_REDRAWS = 0.5
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-class ProgressView(Callback):  # type: ignore[misc]
+class ProgressView(DriverCallback):
     """Shows trials done, the best so far, what runs and the time left at most."""
 
     def __init__(self, recorder: Recorder, *, num_trials: int, max_concurrent: int, console: Console) -> None:

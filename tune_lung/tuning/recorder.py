@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -98,7 +99,15 @@ class TrialRecord:
         }
 
 
-class Recorder(Callback):  # type: ignore[misc]
+class DriverCallback(Callback):  # type: ignore[misc]
+    """A callback that stays with the driver: Ray pickles callbacks into files that we never read back."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Give Ray's state files nothing."""
+        return {}
+
+
+class Recorder(DriverCallback):
     """Keeps one record per trial and writes it to the ledger at most every 10 s, and at the trial's end."""
 
     def __init__(self, ledger: Ledger, setup: SearchSetup, resources: Resources) -> None:
@@ -156,7 +165,7 @@ class Recorder(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Close the record of a trial that raised, and log its traceback for whoever mends it."""
         record = self._record_by_ray_id[trial.trial_id]
-        text = str(trial.get_error() or "The worker died without a word.").strip()
+        text = _error_text(trial)
         record.end(TrialStatus.FAILED, StopReason.FAILURE, text.splitlines()[-1])
         _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, text)
         self._write(record)
@@ -177,3 +186,9 @@ class Recorder(Callback):  # type: ignore[misc]
             self._ledger.write_epochs(record.plan.trial_id, record.epochs)
         self._ledger.write_trial(record.row(self._resources))
         record.flushed_at = time.monotonic()
+
+
+def _error_text(trial: Trial) -> str:
+    """Read the traceback that Ray keeps as plain text; its pickled twin is left alone."""
+    path = Path(trial.error_file) if trial.error_file else None
+    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else "The worker died without a word."

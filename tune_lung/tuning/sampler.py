@@ -1,6 +1,7 @@
 """The bridge to Optuna: what Ray asks is answered by an Optuna study, and the study is told what really happened."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -10,6 +11,8 @@ from ray.tune.search.optuna import OptunaSearch
 from tune_lung.space import Cell
 
 METRIC = "selection_score"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class CellSearch(OptunaSearch):  # type: ignore[misc]
@@ -64,6 +67,10 @@ class CellSearch(OptunaSearch):  # type: ignore[misc]
         self._completed_trials.add(trial_id)
         state, value = _outcome(result, error=error)
         self.study.tell(self._ot_trials[trial_id], value, state=state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing of the study: Ray's state files are never read back, the ledger is what a run goes on from."""
+        Path(checkpoint_path).touch()
 
 
 def _outcome(result: dict[str, Any] | None, *, error: bool) -> tuple[TrialState, float | None]:

@@ -71,6 +71,7 @@ def _tuner(
             callbacks=callbacks,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # checkpoints are ours
         ),
     )
 
