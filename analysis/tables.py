@@ -172,8 +172,9 @@ def run_facts(run: Run) -> list[str]:
     counts = manifest["data"]["counts"]
     images = f"{counts['train']:,} training, {counts['validation']:,} validation, {counts['test']:,} test images"
     return [
-        f"{run.name}: {data_label(run)}, {images}, {len(run.classes)} classes",
-        f"protocol {manifest['protocol']}, {manifest['image_size']} px, seed {manifest['seed']}, weights: {weights_label(run)}",
+        f"{run.name}: {data_label(run)}, {images}",
+        f"{len(run.classes)} classes, {manifest['image_size']} px, protocol {manifest['protocol']}, seed {manifest['seed']}, "
+        f"weights: {weights_label(run)}",
     ]
 
 
@@ -299,6 +300,8 @@ def _footnotes(run: Run, table: pd.DataFrame) -> list[str]:
     notes += [f"{row['cell']} failed: {row['failure']}" for row in _rows(table) if row["status"] == TrialStatus.FAILED]
     if run.damaged:
         notes.append(f"Left out, since damaged: {', '.join(run.damaged)}.")
+    if run.manifest["status"] != "completed":
+        notes.append(f"The search itself is {run.manifest['status']}: not every cell need be here, nor tested.")
     if run.synthetic:
         notes.append("Synthetic images: these numbers say nothing of medicine.")
     return [*notes, "Not for clinical use."]
