@@ -186,4 +186,4 @@ def _table_of(table: str, values: list[dict[str, Any]] | pd.DataFrame, schema: p
 
 def _write_part(path: Path, table: pa.Table) -> None:
     with whole_file(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)

@@ -87,7 +87,7 @@ def _read_table(paths: RunPaths, name: str, classes: Sequence[str], damaged: lis
     parts = [schema.empty_table()]
     for path in paths.parts(name):
         try:
-            parts.append(_conformed(pq.ParquetFile(path).read(), schema))
+            parts.append(_conformed(pq.ParquetFile(path, page_checksum_verification=True).read(), schema))
         except (pa.ArrowException, OSError):
             damaged.append(f"{name}/{path.name}")
     frame: pd.DataFrame = pa.concat_tables(parts).to_pandas(types_mapper=_NULLABLE.get)

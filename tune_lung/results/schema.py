@@ -58,7 +58,7 @@ _TRIALS = (
     _column("cell", _TEXT, "Arm and grid values, readable."),
     _column("repeat", _COUNT, "Number of the repeat of the point, from 0."),
     *(
-        _column(name, _CONFIG_TYPES[kind], f"The trial's {name}; null where it does not apply to the model.")
+        _column(name, _CONFIG_TYPES[kind], "Field of the trial's configuration; null where the model has none such.")
         for name, kind in FIELD_TYPES.items()
     ),
     _column("weights_name", _TEXT, "Name of the backbone's weights, never a path; null for the CNN."),

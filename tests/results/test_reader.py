@@ -1,0 +1,86 @@
+"""A run is read whole, or as far as it can be, with what could not be read named."""
+
+import json
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tune_lung.errors import InputError
+from tune_lung.results.layout import TABLES
+from tune_lung.results.reader import read_run
+from tune_lung.results.schema import table_schema
+
+from tests.fabricated_run import CLASSES, write_fabricated_run
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_fabricated_run(tmp_path / "run", failed=["cnn"])
+
+
+def test_every_table_has_its_columns_and_no_row_is_lost(root):
+    run = read_run(root)
+    for table in TABLES:
+        assert list(getattr(run, table).columns) == table_schema(table, CLASSES).names
+        assert len(getattr(run, table)) == len(pd.read_parquet(root / table))
+    assert (run.name, run.classes, run.synthetic, run.damaged) == ("run", CLASSES, True, ())
+
+
+def test_whole_numbers_stay_whole_beside_nulls(root):
+    trials = read_run(root).trials.set_index("cell")
+    assert trials["epochs_run"].dtype == pd.Int32Dtype()
+    assert trials["epochs_run"].isna()["cnn"]
+    assert trials.loc["resnet18 frozen_blocks=2", "frozen_blocks"] == 2
+    assert trials["trial_seed"].dtype == pd.Int64Dtype()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"not a table at all"])
+def test_a_damaged_part_is_passed_over_and_named(root, damage):
+    whole = read_run(root)
+    trial_id = whole.epochs["trial_id"].iloc[0]
+    (root / "epochs" / f"{trial_id}.parquet").write_bytes(damage)
+    run = read_run(root)
+    assert run.damaged == (f"epochs/{trial_id}.parquet",)
+    assert set(whole.epochs["trial_id"]) - set(run.epochs["trial_id"]) == {trial_id}
+
+
+def test_a_part_cut_in_half_or_with_a_flipped_byte_is_passed_over(root):
+    parts = sorted((root / "epochs").glob("[!s]*.parquet"))
+    parts[0].write_bytes(parts[0].read_bytes()[: parts[0].stat().st_size // 2])
+    flipped = bytearray(parts[1].read_bytes())
+    flipped[60] ^= 1
+    parts[1].write_bytes(bytes(flipped))
+    assert read_run(root).damaged == tuple(f"epochs/{path.name}" for path in parts[:2])
+
+
+def test_a_part_of_an_older_version_reads_with_nulls(root):
+    pq.write_table(pa.table({"trial_id": ["old"], "epoch": [1], "forgotten": [2.0]}), root / "epochs" / "old.parquet")
+    row = read_run(root).epochs.set_index("trial_id").loc["old"]
+    assert row["epoch"] == 1
+    assert pd.isna(row["train_loss"])
+
+
+def test_a_part_with_values_of_another_type_is_damaged(root):
+    pq.write_table(pa.table({"trial_id": ["odd"], "epoch": ["first"]}), root / "epochs" / "odd.parquet")
+    assert read_run(root).damaged == ("epochs/odd.parquet",)
+
+
+def test_a_table_that_is_gone_reads_as_empty(root):
+    for part in (root / "epochs").iterdir():
+        part.unlink()
+    (root / "epochs").rmdir()
+    assert read_run(root).epochs.empty
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"is no run: it holds no run\.json"):
+        read_run(tmp_path)
+
+
+def test_a_run_of_a_newer_version_is_refused(root):
+    manifest = json.loads((root / "run.json").read_text())
+    (root / "run.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    with pytest.raises(InputError, match="newer tune_lung"):
+        read_run(root)
