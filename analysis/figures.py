@@ -1,5 +1,6 @@
 """Figure 4: what freezing costs and brings, in the four panels of Lykos (2022)."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +152,7 @@ def figure4(*runs: Run) -> Figure:
         handles = _legend(runs, own, published)
         figure = Figure(figsize=(11, 9.6), dpi=DOTS_PER_INCH, layout="constrained")
         columns = 4 if len(runs) == 1 else 3
-        grid = figure.add_gridspec(3, 2, height_ratios=(_LEGEND_ROW * -(-len(handles) // columns), 1, 1))
+        grid = figure.add_gridspec(3, 2, height_ratios=(_LEGEND_ROW * max(1, math.ceil(len(handles) / columns)), 1, 1))
         _draw_legend(figure.add_subplot(grid[0, :]), handles, columns=columns)
         for index, panel in enumerate(_PANELS):
             behind = [] if is_synthetic and panel is not _PARAMS else published

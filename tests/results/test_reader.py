@@ -1,6 +1,8 @@
 """A run is read whole, or as far as it can be, with what could not be read named."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -15,9 +17,15 @@ from tune_lung.results.schema import table_schema
 from tests.fabricated_run import CLASSES, write_fabricated_run
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_fabricated_run(tmp_path_factory.mktemp("written") / "run", failed=["cnn"])
+
+
 @pytest.fixture
-def root(tmp_path):
-    return write_fabricated_run(tmp_path / "run", failed=["cnn"])
+def root(written, tmp_path):
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / "run"))
 
 
 def test_every_table_has_its_columns_and_no_row_is_lost(root):

@@ -1,0 +1,72 @@
+"""The report command shows a run without torch or Ray, and ends with a status that tells what happened."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tune_lung.report import main
+
+from tests.fabricated_run import write_fabricated_run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_fabricated_run(tmp_path_factory.mktemp("runs") / "random")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    return write_fabricated_run(tmp_path_factory.mktemp("runs") / "pretrained", weights="resnet18-cifar10-64px.pth")
+
+
+def test_report_prints_the_table_and_the_figures_path(run, capsys):
+    assert main([str(run)]) == 0
+    shown = capsys.readouterr()
+    assert "* resnet34 frozen_blocks=1" in shown.out
+    assert shown.out.endswith(f"Figure: {run / 'figures' / 'figure4.png'}\n")
+    assert shown.err == ""
+    assert (run / "figures" / "figure4.png").is_file()
+
+
+def test_report_shows_a_path_below_the_working_folder_relative_to_it(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    assert main([run.name]) == 0
+    assert capsys.readouterr().out.endswith("Figure: random/figures/figure4.png\n")
+
+
+def test_report_compares_several_runs(run, pretrained, tmp_path, capsys):
+    assert main([str(run), str(pretrained), "--out", str(tmp_path / "figures")]) == 0
+    assert "From random (weights: random) to pretrained (weights: resnet18-cifar10-64px.pth)" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["figure4_compared.png"]
+
+
+def test_report_imports_neither_torch_nor_ray(run):
+    program = (
+        "import sys; from tune_lung.report import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'torchvision', 'ray', 'optuna'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(run)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_is_no_run_is_one_line_and_status_2(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
+    assert shown.err.startswith("error: ")
+    assert "holds no run.json" in shown.err
+
+
+def test_a_figure_that_cannot_be_written_is_one_line_and_status_2(run, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    assert main([str(run), "--out", str(tmp_path / "taken")]) == 2
+    assert "The figure cannot be written" in capsys.readouterr().err
+
+
+def test_more_runs_than_one_figure_tells_apart_are_status_2(run, capsys):
+    assert main([str(run)] * 4) == 2
+    assert capsys.readouterr().err == "error: A report compares 1 to 3 runs, not 4.\n"
