@@ -313,7 +313,11 @@ def _each(runs: Sequence[Run], fact: Callable[[Run], Any]) -> str:
 
 
 def _caption(runs: Sequence[Run], tables: Sequence[pd.DataFrame]) -> list[str]:
-    notes = [f"Points of one depth are moved apart a little. {SOURCE}: 2,119 other test images, one seed each."]
+    notes = ["Points of one depth are moved apart a little."]
+    if not any(run.synthetic for run in runs):
+        notes.append(f"{SOURCE}: 2,119 other test images, one seed each.")
+    if any(run.manifest["protocol"] == "strict" for run in runs):
+        notes.append(f"In {SOURCE} conv1 and bn1 stay trainable at every depth, here they are frozen from 1 block on.")
     absent = [
         f"{row['cell']} ({'not started' if pd.isna(row['status']) else row['status']})"
         for table in tables
