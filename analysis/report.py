@@ -10,6 +10,7 @@ from rich.console import Console
 from tune_lung.analysis.figures import MOST_RUNS, figure4, save_figure
 from tune_lung.analysis.tables import comparison_text, transfer_text
 from tune_lung.errors import InputError
+from tune_lung.files import shown_path
 from tune_lung.results.reader import Run, read_run
 
 
@@ -53,7 +54,7 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
 def print_report(roots: Sequence[Path], *, console: Console, out: Path | None = None) -> None:
     """Write the report and print its tables and the figures' paths; arguments and errors as in `write_report`."""
     report = write_report(roots, out=out)
-    figures = "\n".join(f"Figure: {_shown(path)}" for path in report.figures)
+    figures = "\n".join(f"Figure: {shown_path(path)}" for path in report.figures)
     console.print(f"{report.text}\n\n{figures}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -61,9 +62,3 @@ def _figure_path(runs: Sequence[Run], out: Path | None) -> Path:
     name = "figure4" if len(runs) == 1 else "figure4_compared"
     own = runs[0].paths.figure(name)
     return own if out is None else out / own.name
-
-
-def _shown(path: Path) -> str:
-    """Show a path relative to the working folder where it lies below it."""
-    full = path.absolute()
-    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)

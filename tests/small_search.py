@@ -32,6 +32,7 @@ OPTIONS = ("--image-size", "64", "--limit", "100", "--max-epochs", "2", "--seed"
 
 def search_command(folder: Path, *options: str) -> list[str]:
     """The command line of a small search whose runs land in `folder`."""
+    folder.mkdir(exist_ok=True)
     space = folder / "two_tiny.py"
     space.write_text(SPACE)
     return [sys.executable, "-m", "tune_lung.search", "--space", str(space), "--out", str(folder), *OPTIONS, *options]

@@ -19,6 +19,7 @@ from tests.small_search import metrics_of, run_search, search_command
 
 pytestmark = pytest.mark.ray
 
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """One finished run and its output, shared by the tests that only read it."""

@@ -280,6 +280,11 @@ class RunConfig:
             )
 
 
+def default_select_by(protocol: Protocol) -> SelectBy:
+    """Name the column that a protocol selects by: the paper's program kept the lowest validation loss."""
+    return "val_loss" if protocol == "published" else "val_macro_recall"
+
+
 def point_id(trial: TrialConfig, run: RunConfig, *, weights_sha256: str | None, data_fingerprint: str) -> str:
     """Hash what is trained: same id, same training, whatever its budget.
 

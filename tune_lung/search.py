@@ -1,7 +1,7 @@
 """Search for the network that finds lung disease on chest X-rays with the best recall for its cost.
 
-    python -m tune_lung.search --space freeze_grid                # synthetic X-rays, this machine
-    python -m tune_lung.search --space freeze_grid --data DIR     # your images, one folder per class
+python -m tune_lung.search --space freeze_grid                # synthetic X-rays, this machine
+python -m tune_lung.search --space freeze_grid --data DIR     # your images, one folder per class
 """
 
 import argparse
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, get_args
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tune_lung.config import PROTOCOLS, PointValue, RunConfig, Split, TrialConfig, value_from_text
+from tune_lung.config import PROTOCOLS, PointValue, RunConfig, Split, TrialConfig, default_select_by, value_from_text
 from tune_lung.errors import InputError
+from tune_lung.files import shown_path
 from tune_lung.space import SearchSpace, load_space, shipped_space_files, space_question
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _search(options, list(arguments if arguments is not None else sys.argv[1:]), console)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the command's own output
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 
@@ -83,9 +84,15 @@ def _parser() -> argparse.ArgumentParser:
 
     training = parser.add_argument_group("training")
     training.add_argument("--weights", metavar="FROM", help="imagenet (with --data), random (without), a file, or a folder")
-    training.add_argument("--max-epochs", type=int, metavar="N", help="epochs of a trial at most (default: the space's, else 100)")
-    training.add_argument("--patience", type=int, metavar="N", help="epochs without a better score (default: the space's, else 20)")
-    training.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where it is native, strict only")
+    training.add_argument(
+        "--max-epochs", type=int, metavar="N", help="epochs of a trial at most (default: the space's, else 100)"
+    )
+    training.add_argument(
+        "--patience", type=int, metavar="N", help="epochs without a better score (default: the space's, else 20)"
+    )
+    training.add_argument(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where it is native, strict only"
+    )
 
     where = parser.add_argument_group("where it runs")
     where.add_argument("--address", help="a running Ray cluster, such as auto (default: Ray on this machine alone)")
@@ -151,7 +158,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
         return 130
     if num_completed and not options.no_report:
         _report(run_root, console)
-    console.print(f"Run: {_shown(run_root)}", highlight=False, soft_wrap=True)
+    console.print(f"Run: {shown_path(run_root)}", highlight=False, soft_wrap=True)
     return 0 if num_completed else 1
 
 
@@ -174,7 +181,7 @@ def _space_of(options: argparse.Namespace) -> SearchSpace:
 
 def _run_config(options: argparse.Namespace, space: SearchSpace) -> RunConfig:
     protocol = options.protocol or space.protocol
-    select_by = options.select_by or ("val_loss" if protocol == "published" else "val_macro_recall")
+    select_by = options.select_by or default_select_by(protocol)
     return RunConfig(protocol=protocol, image_size=options.image_size, select_by=select_by, seed=options.seed)
 
 
@@ -250,9 +257,7 @@ def _new_ledger(
         counts={part: int((prepared.images["split"] == part).sum()) for part in get_args(Split)},
     )
     sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
-    manifest = new_manifest(
-        name=run_root.name, arguments=arguments, space=space, run=setup.run, data=facts, weights=sources
-    )
+    manifest = new_manifest(name=run_root.name, arguments=arguments, space=space, run=setup.run, data=facts, weights=sources)
     ledger = Ledger.create(run_root, manifest)
     ledger.write_images(prepared.images)
     return ledger
@@ -272,8 +277,8 @@ def _announcement(space: SearchSpace, setup: "SearchSetup", resources: "Resource
     reasons = images["excluded_reason"].dropna()
     left_out = reasons[[ExclusionReason(reason).is_bad for reason in reasons]].value_counts()
     if len(left_out):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        lines.insert(1, f"{left_out.sum()} files left out ({reasons}); the run's table images names them")
+        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        lines.insert(1, f"{left_out.sum()} files left out ({counts}); the run's table images names them")
     return "\n".join(lines)
 
 
@@ -294,8 +299,8 @@ def _supervise(
     except KeyboardInterrupt:
         ledger.write_manifest(ended(ledger.read_manifest(), "interrupted"))
         console.print(
-            f"Stopped. All that was reported lies in {_shown(setup.run_root)}. Going on where it stopped (--resume) is not there"
-            " yet: start the command again under another --name.",
+            f"Stopped. All that was reported lies in {shown_path(setup.run_root)}. Going on where it stopped (--resume)"
+            " is not there yet: start the command again under another --name.",
             highlight=False,
             soft_wrap=True,
         )
@@ -312,11 +317,6 @@ def _report(run_root: Path, console: Console) -> None:
     from tune_lung.analysis.report import print_report
 
     print_report([run_root], console=console)
-
-
-def _shown(path: Path) -> str:
-    """Show a path relative to the working folder where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

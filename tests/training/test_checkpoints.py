@@ -7,7 +7,9 @@ import torch
 
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError, load, save
 
-CHECKPOINT = Checkpoint(tensors={"network.w": torch.arange(6.0).view(2, 3), "optimizer.0.step": torch.tensor(3.0)}, state={"epoch": 3})
+CHECKPOINT = Checkpoint(
+    tensors={"network.w": torch.arange(6.0).view(2, 3), "optimizer.0.step": torch.tensor(3.0)}, state={"epoch": 3}
+)
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:

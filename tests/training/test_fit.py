@@ -110,7 +110,9 @@ def test_a_frozen_random_prefix_gets_its_statistics_once_and_keeps_them(make_job
     assert not any(torch.equal(value, torch.ones_like(value)) for value in prefix.values())
 
 
-@pytest.mark.parametrize("field", [{"augmentation": "strong"}, {"input": "lungs"}, {"learning_rate_schedule": "cosine"}, {"optimizer": "adamw"}])
+@pytest.mark.parametrize(
+    "field", [{"augmentation": "strong"}, {"input": "lungs"}, {"learning_rate_schedule": "cosine"}, {"optimizer": "adamw"}]
+)
 def test_fit_runs_with_every_way_of_training(make_job: MakeJob, tmp_path: Path, field: dict[str, str]) -> None:
     point = {"channels": (4, 8), "kernel_sizes": (3, 3), "padding": "same", "batch_size": 8, "max_epochs": 2} | field
     results = list(fit(make_job(point), Checkpoints(tmp_path)))

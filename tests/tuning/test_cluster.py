@@ -23,5 +23,7 @@ def test_two_nodes_both_train_and_give_the_local_table(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "busy nodes: 2" in done.stdout
-    tables = [pd.read_parquet(run / "trials")[METRICS].sort_values("trial_id") for run in (local, tmp_path / "cluster" / "cluster")]
+    tables = [
+        pd.read_parquet(run / "trials")[METRICS].sort_values("trial_id") for run in (local, tmp_path / "cluster" / "cluster")
+    ]
     pd.testing.assert_frame_equal(*(table.reset_index(drop=True) for table in tables), check_exact=True)

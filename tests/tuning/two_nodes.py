@@ -31,7 +31,7 @@ def main() -> int:
     finally:
         ray.shutdown()
         cluster.shutdown()
-    print(f"busy nodes: {len(busy)}")
+    sys.stdout.write(f"busy nodes: {len(busy)}\n")
     return search.returncode
 
 

@@ -49,9 +49,7 @@ class InputTransform:
             return cls(part=trial.input, mean=(train_mean,), deviation=(train_deviation,))
         return cls(part=trial.input, mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION)
 
-    def brightness(
-        self, pixels_NHW: NDArray[np.uint8], masks_NHW: NDArray[np.uint8] | None, device: torch.device
-    ) -> Tensor:
+    def brightness(self, pixels_NHW: NDArray[np.uint8], masks_NHW: NDArray[np.uint8] | None, device: torch.device) -> Tensor:
         """Scale pixels to 0..1 on the device, with the pixels outside the wanted part at 0.
 
         Returns:

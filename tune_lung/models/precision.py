@@ -10,7 +10,7 @@ from tune_lung.config import Precision
 def supports_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies bf16 matrices in hardware; emulated bf16 is many times slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -208,9 +208,7 @@ def _train_epoch(
     losses = []
     for indices in batches:
         chosen = indices.numpy()
-        images_N1HW = transform.brightness(
-            train.pixels_NHW[chosen], None if masks_NHW is None else masks_NHW[chosen], job.device
-        )
+        images_N1HW = transform.brightness(train.pixels_NHW[chosen], None if masks_NHW is None else masks_NHW[chosen], job.device)
         if augmenter is not None:
             images_N1HW = augmenter(images_N1HW, augmentation_draws)
         with autocast(job.device, trial.precision):

@@ -1,6 +1,6 @@
 """The selection score: the one number that decides best epoch, early stop, kept checkpoint and leader."""
 
-from tune_lung.config import Protocol, SelectBy
+from tune_lung.config import SelectBy
 
 _TIE_WEIGHT = 1e-5
 _LOSS_CAP = 10.0
@@ -22,8 +22,3 @@ def selection_score(*, val_loss: float, val_macro_recall: float, val_micro_recal
         return -val_loss
     recall = val_macro_recall if select_by == "val_macro_recall" else val_micro_recall
     return recall - _TIE_WEIGHT * min(val_loss, _LOSS_CAP)
-
-
-def default_select_by(protocol: Protocol) -> SelectBy:
-    """Name the column that a protocol selects by: the paper's program kept the lowest validation loss."""
-    return "val_loss" if protocol == "published" else "val_macro_recall"

@@ -44,9 +44,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if address is None and "RAY_AUTH_MODE" not in os.environ:
-        # A token in the environment keeps the local cluster closed and spares Ray a file under HOME.
-        os.environ["RAY_AUTH_MODE"] = "token"
+    if address is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Ray closes a local cluster by a token; one in the environment spares it a file under HOME.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 

@@ -39,9 +39,7 @@ class ProgressView(DriverCallback):
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Take the live view away."""
         if self._live:
             self._live.stop()

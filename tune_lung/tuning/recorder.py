@@ -99,7 +99,7 @@ class TrialRecord:
         }
 
 
-class DriverCallback(Callback):  # type: ignore[misc]
+class DriverCallback(Callback):
     """A callback that stays with the driver: Ray pickles callbacks into files that we never read back."""
 
     def __getstate__(self) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.trial import TrialState
@@ -15,7 +15,7 @@ METRIC = "selection_score"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class CellSearch(OptunaSearch):  # type: ignore[misc]
+class CellSearch(OptunaSearch):
     """Proposes every cell of a space exactly once, in order.
 
     Ray's own OptunaSearch tells every trial that did not raise as COMPLETE with its last value, and loses a trial whose
@@ -36,6 +36,7 @@ class CellSearch(OptunaSearch):  # type: ignore[misc]
         def propose(trial: optuna.Trial) -> dict[str, Any]:
             return {"point": points[trial.suggest_categorical("cell", names)]}
 
+        self._propose = propose
         super().__init__(
             space=propose,
             metric=METRIC,
@@ -47,13 +48,13 @@ class CellSearch(OptunaSearch):  # type: ignore[misc]
     @property
     def study(self) -> optuna.Study:
         """The Optuna study behind the search."""
-        return self._ot_study
+        return cast("optuna.Study", self._ot_study)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Propose the next cell and its point, which is handed on as it is, never flattened."""
         if trial_id not in self._ot_trials:
             self._ot_trials[trial_id] = self.study.ask()
-        return dict(self._suggest_from_define_by_run_func(self._space, self._ot_trials[trial_id]))
+        return dict(self._suggest_from_define_by_run_func(self._propose, self._ot_trials[trial_id]))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an epoch's score as an intermediate value; a diverged epoch has none."""

@@ -78,9 +78,7 @@ class LungTrial(tune.Trainable):
 
 
 @lru_cache(maxsize=64)
-def _network_facts(
-    network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int
-) -> dict[str, int]:
+def _network_facts(network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> dict[str, int]:
     """Count a network's parameters and multiply-adds; the weights it starts from play no part."""
     built = build_network(
         network, protocol=protocol, num_classes=num_classes, image_size=image_size, weights=RANDOM_WEIGHTS, seed=0
