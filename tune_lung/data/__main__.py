@@ -1,0 +1,253 @@
+"""Look into a data folder: `python -m tune_lung.data scan|audit|phantoms|prepare DIR`.
+
+These commands name image files, for that is what they are asked for; no other command's output does.
+"""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tune_lung.config import PROTOCOLS, RunConfig
+from tune_lung.data.cache import DEFAULT_SIZE_BYTES, Cache, num_workers
+from tune_lung.data.decode import BadImageError, read_grey, stored_mode
+from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.data.metadata import metadata_mismatches
+from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
+from tune_lung.data.prepare import PreparedData, Progress, prepare
+from tune_lung.data.scan import ImageFile, Scan, scan
+from tune_lung.data.split import SPLITS
+from tune_lung.data.store import PixelStore
+from tune_lung.errors import InputError
+from tune_lung.files import sha256_of_file
+
+_SYNTHETIC_LINE = "SYNTHETIC images (phantoms): they show no person and say nothing of medicine."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the data commands.
+
+    Args:
+        arguments: The command line without the program's name; None for the process's own.
+
+    Returns:
+        The exit status: 0; 2 for what the user can mend, after one line on stderr; 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        for line in options.command(options):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tune_lung.data",
+        description="Look into a folder of chest X-rays, one folder per class, and prepare it. Not for clinical use.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add(commands, "scan", _scan_lines, "count classes, images and masks; name bad files and equal files")
+    audit = _add(commands, "audit", _audit_lines, "scan, and near-duplicates, split sizes, differences to the metadata tables")
+    drawn = _add(commands, "phantoms", _phantom_lines, "draw synthetic X-rays into a new folder DIR")
+    prepared = _add(commands, "prepare", _prepare_lines, "build the pixel store that a search would build")
+    for command in (audit, prepared):
+        _add_run_options(command)
+    drawn.add_argument("--images", type=int, default=DEFAULT_NUM_IMAGES, metavar="N", help="pictures (default %(default)s)")
+    drawn.add_argument("--seed", type=int, default=0, metavar="N", help="decides every picture (default %(default)s)")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    lines: Callable[[argparse.Namespace], Iterable[str]],
+    text: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.add_argument("directory", type=Path, metavar="DIR", help="the data folder")
+    command.set_defaults(command=lines)
+    return command
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--protocol", choices=PROTOCOLS, default="strict", help="whose split (default %(default)s)")
+    command.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help="side of the images (default %(default)s)")
+    command.add_argument("--limit", type=int, metavar="N", help="images to use, chosen by class (default: all)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="root seed of the split (default %(default)s)")
+    command.add_argument("--strict-data", action="store_true", help="stop at a bad file instead of leaving it out")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (default: the user's)")
+    command.add_argument(
+        "--cache-size",
+        type=float,
+        default=DEFAULT_SIZE_BYTES / 1e9,
+        metavar="GB",
+        help="bound of the cache (default %(default)g)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileReport:
+    """One image file, fully read."""
+
+    image: ImageFile
+    sha256: str
+    form: str
+    """Mode and size as stored; empty for a bad file."""
+    reason: ExclusionReason | None
+    mask_is_good: bool
+
+
+def _report(image: ImageFile) -> _FileReport:
+    try:
+        grey = read_grey(image.path)
+        form, reason = f"{stored_mode(image.path)} {grey.width}x{grey.height}", None
+    except BadImageError as error:
+        form, reason = "", error.reason
+    digest = "" if reason is ExclusionReason.UNREADABLE else sha256_of_file(image.path)
+    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask))
+
+
+def _is_good(mask: Path | None) -> bool:
+    if mask is None:
+        return False
+    try:
+        read_grey(mask)
+    except BadImageError:
+        return False
+    return True
+
+
+def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
+    """Describe a folder: what a search would find in it."""
+    found = scan(options.directory)
+    if found.synthetic:
+        yield _SYNTHETIC_LINE
+    with _progress() as progress, ThreadPoolExecutor(num_workers()) as pool:
+        reports = []
+        for report in pool.map(_report, found.images):
+            reports.append(report)
+            progress("Reading", len(reports), len(found.images))
+    yield from _class_lines(found, reports)
+    yield from _exclusion_lines(found, reports)
+    yield from _equal_lines(reports)
+
+
+def _class_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
+    yield f"{len(found.classes)} classes, {len(reports)} images"
+    for name in found.classes:
+        own = [report for report in reports if report.image.class_name == name]
+        forms = Counter(report.form for report in own if report.form)
+        bad_masks = sum(report.image.mask is not None and not report.mask_is_good for report in own)
+        yield (
+            f"  {name}: {len(own)} images, {sum(report.mask_is_good for report in own)} masks"
+            f"{f', {bad_masks} bad masks' if bad_masks else ''}"
+            f" ({', '.join(f'{count} {form}' for form, count in forms.most_common())})"
+        )
+
+
+def _exclusion_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
+    named: dict[ExclusionReason, list[str]] = defaultdict(list)
+    for report in reports:
+        if report.reason is not None:
+            named[report.reason].append(report.image.relative)
+    for item in found.excluded:
+        named[item.reason].append(item.relative)
+    yield f"{sum(map(len, named.values()))} files left out"
+    for reason in ExclusionReason:
+        if reason in named:
+            yield f"  {reason.value}: {len(named[reason])}"
+            yield from (f"    {relative}" for relative in sorted(named[reason]))
+
+
+def _equal_lines(reports: Sequence[_FileReport]) -> Iterator[str]:
+    by_digest: dict[str, list[str]] = defaultdict(list)
+    for report in reports:
+        if report.reason is None:
+            by_digest[report.sha256].append(report.image.relative)
+    equal = sorted(paths for paths in by_digest.values() if len(paths) > 1)
+    yield f"{len(equal)} sets of byte-identical images"
+    yield from (f"  {' = '.join(paths)}" for paths in equal)
+
+
+def _audit_lines(options: argparse.Namespace) -> Iterator[str]:
+    """Describe a folder as `scan` does, then what preparing it decides."""
+    yield from _scan_lines(options)
+    with _prepared(options) as data:
+        used = data.images[data.images["split"].notna()]
+        groups = [paths for paths in used.groupby("group", sort=False)["path"].apply(list) if len(paths) > 1]
+        yield f"{len(groups)} groups of near-duplicate images"
+        yield from (f"  {' ~ '.join(paths)}" for paths in sorted(groups))
+        yield f"{options.protocol} split, seed {options.seed}: {' / '.join(SPLITS)}"
+        for name in data.classes:
+            counts = Counter(used.loc[used["class"] == name, "split"])
+            yield f"  {name}: {' / '.join(str(counts[split]) for split in SPLITS)}"
+    for mismatch in metadata_mismatches(scan(options.directory)):
+        if mismatch.readable:
+            yield (
+                f"metadata of {mismatch.class_name}: {mismatch.rows_without_image} rows name an absent image, "
+                f"{mismatch.images_without_row} images have no row"
+            )
+        else:
+            yield f"metadata of {mismatch.class_name}: cannot be read; its images have no source"
+
+
+def _phantom_lines(options: argparse.Namespace) -> Iterator[str]:
+    """Draw phantoms."""
+    write_phantoms(options.directory, seed=options.seed, num_images=options.images)
+    yield f"{options.images} SYNTHETIC X-rays (phantoms) with lung masks in {options.directory}"
+
+
+def _prepare_lines(options: argparse.Namespace) -> Iterator[str]:
+    """Build a pixel store."""
+    with _prepared(options) as data:
+        store = PixelStore.open(data.store)
+        if data.synthetic:
+            yield _SYNTHETIC_LINE
+        reasons = Counter(data.images["excluded_reason"].dropna())
+        yield ", ".join(f"{store.num_images[split]} {split}" for split in SPLITS) + f" images at {store.image_size} pixels"
+        yield f"{sum(store.num_masks.values())} of them have a lung mask"
+        yield f"{reasons.total()} files left out" + "".join(f", {count} {reason}" for reason, count in sorted(reasons.items()))
+        yield f"Store: {data.store}" if options.cache_size else "Cache size 0: the store was built, checked and removed."
+
+
+@contextmanager
+def _prepared(options: argparse.Namespace) -> Iterator[PreparedData]:
+    run = RunConfig(protocol=options.protocol, image_size=options.image_size, seed=options.seed)
+    with Cache.open(options.cache, round(options.cache_size * 1e9)) as cache, _progress() as progress:
+        data = prepare(
+            options.directory, run=run, cache=cache, limit=options.limit, strict_data=options.strict_data, progress=progress
+        )
+        yield data
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show a bar on a terminal's stderr while files are read, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    console = Console(stderr=True)
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

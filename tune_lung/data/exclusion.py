@@ -1,0 +1,41 @@
+"""Why a file found in an image folder is no image of the data."""
+
+from enum import StrEnum
+
+
+class ExclusionReason(StrEnum):
+    """The fixed words of `excluded_reason` in the `images` table."""
+
+    OTHER_FILE = "other_file"
+    """Its name does not end like an image's: a text, a table."""
+    FOLDER = "folder"
+    """A folder whose name ends like an image's."""
+    LINK_LOOP = "link_loop"
+    """A link to a folder that is read already, or that holds the data folder itself."""
+    BROKEN_LINK = "broken_link"
+    """A link that leads nowhere."""
+    NOT_A_FILE = "not_a_file"
+    """A pipe, socket or device."""
+    UNREADABLE = "unreadable"
+    """The system refuses to read it."""
+    BAD_NAME = "bad_name"
+    """Its name is not UTF-8."""
+    EMPTY = "empty"
+    """It has no bytes."""
+    NOT_AN_IMAGE = "not_an_image"
+    """Its bytes are no image, whatever its name says."""
+    TRUNCATED = "truncated"
+    """An image whose end is missing."""
+    DAMAGED = "damaged"
+    """An image that cannot be decoded for another reason."""
+    TOO_LARGE = "too_large"
+    """It has more pixels than a radiograph can have."""
+    UNSUPPORTED_PIXELS = "unsupported_pixels"
+    """Numbers without a known range: floats, or integers beyond 16 bits."""
+    LIMIT = "limit"
+    """A good file left aside by `--limit`."""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the file should have been an image and is not: what `--strict-data` stops at."""
+        return self not in (ExclusionReason.OTHER_FILE, ExclusionReason.LIMIT)

@@ -1,0 +1,106 @@
+"""The release's tables `CLASS.metadata.xlsx`: where each image came from. They give nothing else, and nothing depends on them."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tune_lung.data.scan import IMAGE_SUFFIXES, Scan
+
+_NAME_HEADERS = ("file name", "filename", "file_name")
+_SOURCE_HEADERS = ("url", "source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetadata:
+    """What one class's table says."""
+
+    readable: bool
+    """Whether the table could be read."""
+    sources: dict[str, str | None]
+    """Source by file name, without ending and in small letters: Normal's rows are written NORMAL-1 for Normal-1.png."""
+
+
+def metadata_file(root: Path, class_name: str) -> Path | None:
+    """Find a class's table, beside its folder."""
+    path = root / f"{class_name}.metadata.xlsx"
+    return path if path.is_file() else None
+
+
+def read_metadata(path: Path) -> ClassMetadata:
+    """Read a class's table.
+
+    Args:
+        path: An .xlsx file with a row of headers.
+
+    Returns:
+        Its rows; `readable` is False, and there are none, where the file is damaged or has no column of names.
+    """
+    import openpyxl  # half a second that a second start does not need
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles and extensions, which play no part
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+            book.close()
+        return ClassMetadata(readable=True, sources=_sources(rows))
+    except Exception:  # a damaged table can raise anything, and must not stop a search
+        return ClassMetadata(readable=False, sources={})
+
+
+def _sources(rows: Sequence[Sequence[object]]) -> dict[str, str | None]:
+    headers = [str(value).strip().casefold() for value in rows[0]]
+    name_column = next(column for column, header in enumerate(headers) if header in _NAME_HEADERS)
+    source_column = next((column for column, header in enumerate(headers) if header in _SOURCE_HEADERS), None)
+    named = [row for row in rows[1:] if row[name_column] is not None]
+    return {_name_key(str(row[name_column])): None if source_column is None else _text(row[source_column]) for row in named}
+
+
+def _text(value: object) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def _name_key(name: str) -> str:
+    path = PurePosixPath(name.strip())
+    return (path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name).casefold()
+
+
+def sources_by_path(found: Scan) -> dict[str, str | None]:
+    """Give the source of every image of a scan, by its relative path; None where no table tells."""
+    tables = {name: path for name in found.classes if (path := metadata_file(found.root, name)) is not None}
+    sources = {name: read_metadata(path).sources for name, path in tables.items()}
+    return {image.relative: sources.get(image.class_name, {}).get(_name_key(image.path.name)) for image in found.images}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataMismatch:
+    """How a class's table and its images differ."""
+
+    class_name: str
+    """The class."""
+    readable: bool
+    """Whether the table could be read."""
+    rows_without_image: int
+    """Rows that name a file that is not here."""
+    images_without_row: int
+    """Images that no row names."""
+
+
+def metadata_mismatches(found: Scan) -> list[MetadataMismatch]:
+    """Compare every class that has a table with it."""
+    mismatches = []
+    for name in found.classes:
+        path = metadata_file(found.root, name)
+        if path is not None:
+            table = read_metadata(path)
+            own = {_name_key(image.path.name) for image in found.images if image.class_name == name}
+            mismatch = MetadataMismatch(
+                class_name=name,
+                readable=table.readable,
+                rows_without_image=len(table.sources.keys() - own),
+                images_without_row=len(own - table.sources.keys()),
+            )
+            mismatches.append(mismatch)
+    return mismatches

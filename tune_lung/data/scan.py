@@ -1,0 +1,222 @@
+"""Find the images, masks and classes of a folder by names alone; no file is opened here.
+
+A class is a folder directly under the root. Its images lie in it (`CLASS/*.png`), in `CLASS/images/` as in the Kaggle
+release, or deeper. Folders named `masks` hold lung masks under the names of the images; what starts with a dot is passed over.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm"})
+SYNTHETIC_MARK = "SYNTHETIC.txt"
+"""A file of this name in the root says that the images are phantoms, not radiographs of people."""
+_SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """A file that is an image by its name."""
+
+    path: Path
+    """Where it lies."""
+    relative: str
+    """The same from the root on, with forward slashes."""
+    class_name: str
+    """Name of the folder directly under the root."""
+    mask: Path | None
+    """Its lung mask, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """Something found in a class folder that is no image."""
+
+    relative: str
+    """Path from the root on, with forward slashes; bytes that are not UTF-8 are replaced."""
+    class_name: str
+    """Name of the folder directly under the root."""
+    reason: ExclusionReason
+    """Why it is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What a data folder holds."""
+
+    root: Path
+    """The data folder."""
+    classes: tuple[str, ...]
+    """Names of the classes in alphabetical order: a label is an index into them."""
+    images: tuple[ImageFile, ...]
+    """The images, sorted by class and path."""
+    excluded: tuple[Excluded, ...]
+    """What lies among them and is left out, sorted by path."""
+    synthetic: bool
+    """Whether the folder is marked as made of phantoms."""
+
+
+def scan(root: Path) -> Scan:
+    """List the classes and images of a folder.
+
+    Args:
+        root: A folder with one folder per class.
+
+    Returns:
+        What was found; whether a file can be decoded is not known yet.
+
+    Raises:
+        InputError: The folder does not exist, is no folder, is empty, or holds fewer than two classes.
+    """
+    walks = [_ClassWalk.of(folder, root) for folder in _class_folders(root)]
+    walks = [walk for walk in walks if walk.images]
+    _check_classes(root, [walk.class_name for walk in walks])
+    return Scan(
+        root=root,
+        classes=tuple(walk.class_name for walk in walks),
+        images=tuple(image for walk in walks for image in sorted(walk.with_masks(), key=lambda image: image.relative)),
+        excluded=tuple(item for walk in walks for item in sorted(walk.excluded, key=lambda item: item.relative)),
+        synthetic=(root / SYNTHETIC_MARK).is_file(),
+    )
+
+
+def _class_folders(root: Path) -> list[Path]:
+    try:
+        folders = [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except FileNotFoundError:
+        raise InputError(f"There is no folder {root}. Give the folder that holds one folder per class.") from None
+    except NotADirectoryError:
+        raise InputError(f"{root} is not a folder. Give the folder that holds one folder per class.") from None
+    except OSError as error:
+        raise InputError(f"{root} cannot be read: {error.strerror}.") from None
+    if not all(_is_utf8(path.name) for path in folders):
+        raise InputError(f"{root} holds a folder whose name is not UTF-8. Rename it: class names are written into tables.")
+    return sorted((path for path in folders if path.name.casefold() != "masks"), key=lambda path: path.name)
+
+
+def _check_classes(root: Path, names: Sequence[str]) -> None:
+    if not names:
+        raise InputError(f"{root} holds no images in folders. Give a folder with one folder of images per class.")
+    if all(name.casefold() in _SPLIT_NAMES for name in names):
+        raise InputError(
+            f"{root} is already split ({', '.join(names)}). Give one folder per class; tune_lung splits by its own rules."
+        )
+    if len(names) == 1:
+        raise InputError(f"{root} holds one class only ('{names[0]}'). Give a folder with at least two class folders.")
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _has_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - 40,000 names: Path costs a second
+
+
+@dataclass(kw_only=True)
+class _ClassWalk:
+    """The walk through one class folder."""
+
+    root: Path
+    class_name: str
+    images: list[ImageFile] = field(default_factory=list)
+    excluded: list[Excluded] = field(default_factory=list)
+    mask_folders: dict[Path, Path] = field(default_factory=dict)
+    """Folder of masks by the folder that it lies in."""
+    seen_folders: set[tuple[int, int]] = field(default_factory=set)
+    """Device and inode of every folder read, so that no link leads into it again."""
+
+    @classmethod
+    def of(cls, folder: Path, root: Path) -> "_ClassWalk":
+        walk = cls(root=root.resolve(), class_name=folder.name)
+        for known in (root, folder):
+            status = known.stat()
+            walk.seen_folders.add((status.st_dev, status.st_ino))
+        walk.read_folder(folder, folder.name)
+        return walk
+
+    def read_folder(self, folder: Path, relative: str) -> None:
+        try:
+            # Real folders come before links, so that a link to a sibling is the one that is left out.
+            entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError:
+            self.exclude(relative, ExclusionReason.UNREADABLE)
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not _is_utf8(entry.name):
+                self.exclude(f"{relative}/{entry.name}", ExclusionReason.BAD_NAME)
+            elif _is_folder(entry):
+                self.take_folder(entry, folder, f"{relative}/{entry.name}")
+            else:
+                self.take_file(entry, f"{relative}/{entry.name}")
+
+    def take_folder(self, entry: os.DirEntry[str], parent: Path, relative: str) -> None:
+        if entry.name.casefold() == "masks":
+            self.mask_folders[parent] = Path(entry.path)
+        elif _has_image_name(entry.name):
+            self.exclude(relative, ExclusionReason.FOLDER)
+        elif self.is_known(entry):
+            self.exclude(relative, ExclusionReason.LINK_LOOP)
+        else:
+            self.read_folder(Path(entry.path), relative)
+
+    def is_known(self, entry: os.DirEntry[str]) -> bool:
+        status = entry.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.seen_folders or (entry.is_symlink() and self.root.is_relative_to(Path(entry.path).resolve())):
+            return True
+        self.seen_folders.add(identity)
+        return False
+
+    def take_file(self, entry: os.DirEntry[str], relative: str) -> None:
+        if not _has_image_name(entry.name):
+            self.exclude(relative, ExclusionReason.OTHER_FILE)
+        elif _is_file(entry):
+            path = Path(entry.path)
+            self.images.append(ImageFile(path=path, relative=relative, class_name=self.class_name, mask=None))
+        else:
+            self.exclude(relative, ExclusionReason.BROKEN_LINK if entry.is_symlink() else ExclusionReason.NOT_A_FILE)
+
+    def exclude(self, relative: str, reason: ExclusionReason) -> None:
+        readable = os.fsencode(relative).decode("utf-8", "replace")
+        self.excluded.append(Excluded(relative=readable, class_name=self.class_name, reason=reason))
+
+    def with_masks(self) -> list[ImageFile]:
+        """Pair every image with the mask of its name, or of its name with another ending."""
+        masks = {parent: _masks_by_name(folder) for parent, folder in self.mask_folders.items()}
+        return [self.with_mask(image, masks) for image in self.images] if masks else self.images
+
+    def with_mask(self, image: ImageFile, masks: dict[Path, dict[str, Path]]) -> ImageFile:
+        folder = image.path.parent
+        own = masks.get(folder.parent if folder.name.casefold() == "images" else folder, {})
+        mask = own.get(image.path.name, own.get(image.path.stem))
+        return ImageFile(path=image.path, relative=image.relative, class_name=image.class_name, mask=mask)
+
+
+def _masks_by_name(folder: Path) -> dict[str, Path]:
+    try:
+        files = [entry for entry in os.scandir(folder) if _has_image_name(entry.name) and _is_file(entry)]
+    except OSError:
+        return {}
+    paths = [Path(entry.path) for entry in sorted(files, key=lambda entry: entry.name)]
+    return {path.stem: path for path in paths} | {path.name: path for path in paths}

@@ -1,0 +1,221 @@
+"""The pixel store: every image decoded once, memory-mapped by all trials of a node, the test images apart.
+
+A store is a folder. `store.json` describes it; for each part there are `<part>.npy` (pixels), `<part>_masks.npy` (where the
+data has masks at all) and `<part>_index.npz` (labels, image ids, which images have a mask). N counts a part's images.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tune_lung.config import Split
+from tune_lung.errors import InputError
+from tune_lung.files import write_text_whole
+
+STORE_VERSION = 1
+"""Raised whenever the same images would be stored differently: decoding, resizing, grouping, splitting, layout."""
+_DESCRIPTION = "store.json"
+_ROWS_AT_ONCE = 256
+
+OpenPart: TypeAlias = Literal["train", "validation"]
+
+
+class StoreDamagedError(InputError):
+    """A pixel store that is missing, incomplete or of another version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The images of one side of the split."""
+
+    pixels_NHW: npt.NDArray[np.uint8]
+    """Grey values, memory-mapped, read only."""
+    masks_NHW: npt.NDArray[np.uint8] | None
+    """Lung masks 0 to 255, memory-mapped, read only; zeros where an image has none; None where the data has no masks."""
+    has_mask_N: npt.NDArray[np.bool_]
+    """Which images have a mask."""
+    labels_N: npt.NDArray[np.int64]
+    """Indices into the store's classes."""
+    image_ids: tuple[str, ...]
+    """The `image_id` of the ledger's `images` table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelStore:
+    """An opened store."""
+
+    directory: Path
+    """Where it lies."""
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    image_size: int
+    """Side of the square images in pixels."""
+    fingerprint: str
+    """Digest of pixels, masks, labels and split, 64 hexadecimal digits."""
+    synthetic: bool
+    """Whether the images are phantoms."""
+    train_mean: float
+    """Mean of the training pixels / 255, before any masking."""
+    train_deviation: float
+    """Standard deviation of the same."""
+    num_images: Mapping[Split, int]
+    """Images of each part."""
+    num_masks: Mapping[Split, int]
+    """Images of each part that have a mask."""
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Open a store, checking that its files are there in full length.
+
+        Args:
+            directory: The store's folder.
+
+        Returns:
+            The store; pixels are mapped when a part is asked for.
+
+        Raises:
+            StoreDamagedError: A file is missing or short, or the store is another version's.
+        """
+        try:
+            content = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
+            sizes = {name: (directory / name).stat().st_size for name in content["files"]}
+            if content["version"] != STORE_VERSION or sizes != content["files"]:
+                raise StoreDamagedError(_damaged_text(directory))
+            return cls(directory=directory, classes=tuple(content.pop("classes")), **_fields(content))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreDamagedError(_damaged_text(directory)) from error
+
+    def part(self, name: OpenPart) -> Part:
+        """Map the images for training or validation.
+
+        Raises:
+            ValueError: The name is another one; the test images are sealed.
+        """
+        if name not in ("train", "validation"):
+            raise ValueError(f"part must be 'train' or 'validation', not {name!r}")
+        return self._read(name)
+
+    def open_test(self) -> Part:
+        """Map the sealed test images: for evaluation alone, after the search."""
+        return self._read("test")
+
+    def _read(self, name: Split) -> Part:
+        masks = self.directory / f"{name}_masks.npy"
+        with np.load(self.directory / f"{name}_index.npz", allow_pickle=False) as index:
+            return Part(
+                pixels_NHW=np.load(self.directory / f"{name}.npy", mmap_mode="r", allow_pickle=False),
+                masks_NHW=np.load(masks, mmap_mode="r", allow_pickle=False) if masks.exists() else None,
+                has_mask_N=index["has_mask"],
+                labels_N=index["labels"],
+                image_ids=tuple(index["image_ids"].tolist()),
+            )
+
+
+def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in ("version", "files")}
+
+
+def _damaged_text(directory: Path) -> str:
+    return f"The pixel store {directory} is damaged or of another version. Start the search again: it is rebuilt."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedImages:
+    """All usable images in one file, before they are split. M counts them."""
+
+    pixels_MHW: npt.NDArray[np.uint8]
+    """Grey values."""
+    masks_MHW: npt.NDArray[np.uint8] | None
+    """Lung masks; None where no image has one."""
+    has_mask_M: npt.NDArray[np.bool_]
+    """Which images have a mask."""
+    labels_M: npt.NDArray[np.int64]
+    """Indices into the classes."""
+    image_ids: Sequence[str]
+    """Their ids."""
+
+
+def write_store(
+    directory: Path, images: DecodedImages, *, splits: Sequence[Split], classes: Sequence[str], synthetic: bool
+) -> None:
+    """Write a store's files, the test images into their own.
+
+    Args:
+        directory: A folder that the caller makes appear whole; files that lie in it already are part of the store.
+        images: The decoded images.
+        splits: The part of each image.
+        classes: Class names; a label is an index into them.
+        synthetic: Whether the images are phantoms.
+    """
+    image_size = images.pixels_MHW.shape[1]
+    digest = hashlib.sha256(json.dumps([list(classes), image_size]).encode())
+    num_images: dict[str, int] = {}
+    num_masks: dict[str, int] = {}
+    counts = np.zeros(256, np.int64)
+    for name in ("train", "validation", "test"):
+        rows = np.flatnonzero(np.array(splits) == name)
+        digest.update(f"{name} {len(rows)}".encode())
+        histogram = _write_pixels(directory / f"{name}.npy", images.pixels_MHW, rows, digest)
+        counts += histogram if name == "train" else 0
+        if images.masks_MHW is not None:
+            _write_pixels(directory / f"{name}_masks.npy", images.masks_MHW, rows, digest)
+        _write_index(directory / f"{name}_index.npz", images, rows, digest)
+        num_images[name] = len(rows)
+        num_masks[name] = int(images.has_mask_M[rows].sum())
+    mean, deviation = _moments(counts)
+    description = {
+        "version": STORE_VERSION,
+        "files": {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()},
+        "classes": list(classes),
+        "image_size": image_size,
+        "fingerprint": digest.hexdigest(),
+        "synthetic": synthetic,
+        "train_mean": mean,
+        "train_deviation": deviation,
+        "num_images": num_images,
+        "num_masks": num_masks,
+    }
+    write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1))
+
+
+def _chunks(values_MHW: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        yield values_MHW[rows[start : start + _ROWS_AT_ONCE]]
+
+
+def _write_pixels(
+    path: Path, values_MHW: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], digest: "hashlib._Hash"
+) -> npt.NDArray[np.int64]:
+    """Write some rows as an .npy file, add them to the digest, and count their grey values.
+
+    Plain writes, not a memory map: a full disk is then an error, not a dead process.
+    """
+    counts = np.zeros(256, np.int64)
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *values_MHW.shape[1:])}
+        np.lib.format.write_array_header_2_0(file, header)
+        for chunk in _chunks(values_MHW, rows):
+            file.write(chunk.tobytes())
+            digest.update(chunk.tobytes())
+            counts += np.bincount(chunk.ravel(), minlength=256)
+    return counts
+
+
+def _write_index(path: Path, images: DecodedImages, rows: npt.NDArray[np.int64], digest: "hashlib._Hash") -> None:
+    labels, has_mask = images.labels_M[rows], images.has_mask_M[rows]
+    digest.update(labels.tobytes())
+    digest.update(has_mask.tobytes())
+    np.savez(path, labels=labels, has_mask=has_mask, image_ids=np.array([images.image_ids[row] for row in rows], dtype="U16"))
+
+
+def _moments(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Compute mean and deviation of pixel / 255 from a histogram: exact, and independent of the order of images."""
+    values = np.arange(256) / 255
+    mean = float((counts * values).sum() / counts.sum())
+    return mean, float(np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum()))
