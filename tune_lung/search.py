@@ -127,9 +127,10 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     from tune_lung.tuning.cluster import plan_resources, ray_session
     from tune_lung.tuning.plan import SearchSetup
 
+    request = _data_request(options, run)
+    request.check()
     origin = options.weights or ("imagenet" if options.data else "random")
     weights = resolve_weights(origin, [model for model in space.models() if model != "cnn"])
-    request = _data_request(options, run)
     with request.open_cache() as cache:
         prepared = _prepare(request, cache, console)
         with ray_session(options.address):

@@ -12,6 +12,7 @@ from tune_lung.config import Point, RunConfig, TrialConfig, point_id
 from tune_lung.data.cache import Cache
 from tune_lung.data.phantoms import ensure_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
+from tune_lung.data.scan import scan
 from tune_lung.data.store import PixelStore
 from tune_lung.models.weights import WeightsSource
 from tune_lung.randomness import derive_seed
@@ -36,6 +37,15 @@ class DataRequest:
     """Where decoded pixels lie; None for the user's cache folder."""
     cache_size_bytes: int
     """Room for them."""
+
+    def check(self) -> None:
+        """Refuse a folder that holds no classes of images, before anything is downloaded or decoded.
+
+        Raises:
+            InputError: The folder cannot serve as a data set.
+        """
+        if self.root is not None:
+            scan(self.root)
 
     def open_cache(self) -> Cache:
         """Open this node's cache.
