@@ -1,0 +1,59 @@
+import openpyxl
+import pytest
+from PIL import Image
+
+from tune_lung.data.metadata import metadata_mismatches, read_metadata, sources_by_path
+from tune_lung.data.scan import scan
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("Normal", "COVID"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / f"{name}-1.png")
+    return tmp_path
+
+
+def write_table(path, rows):
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+
+
+@pytest.mark.parametrize("header", ["URL", "SOURCE", "source "])
+def test_sources_are_found_under_either_header_and_other_capitals(folder, header):
+    table = [("FILE NAME", "FORMAT", header), ("NORMAL-1", "PNG", "https://a.example"), ("NORMAL-2", "PNG", "absent")]
+    write_table(folder / "Normal.metadata.xlsx", table)
+    assert sources_by_path(scan(folder)) == {"Normal/Normal-1.png": "https://a.example", "COVID/COVID-1.png": None}
+
+
+def test_sources_are_found_for_names_with_an_ending(folder):
+    write_table(folder / "COVID.metadata.xlsx", [("FILE NAME", "URL"), ("COVID-1.png", " there "), (None, None)])
+    assert sources_by_path(scan(folder))["COVID/COVID-1.png"] == "there"
+
+
+def test_a_table_without_sources_gives_none(folder):
+    write_table(folder / "COVID.metadata.xlsx", [("FILE NAME",), ("COVID-1",)])
+    assert sources_by_path(scan(folder))["COVID/COVID-1.png"] is None
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04half a zip file"])
+def test_a_damaged_table_gives_none_and_stops_nothing(folder, content):
+    path = folder / "COVID.metadata.xlsx"
+    path.write_bytes(content)
+    assert not read_metadata(path).readable
+    assert sources_by_path(scan(folder))["COVID/COVID-1.png"] is None
+
+
+@pytest.mark.parametrize("rows", [[], [("NAME OF THE PICTURE",), ("COVID-1",)]])
+def test_a_table_without_names_gives_none(folder, rows):
+    write_table(folder / "COVID.metadata.xlsx", rows)
+    assert not read_metadata(folder / "COVID.metadata.xlsx").readable
+
+
+def test_mismatches_count_absent_images_and_images_without_row(folder):
+    Image.new("L", (4, 4)).save(folder / "COVID/COVID-7.png")
+    write_table(folder / "COVID.metadata.xlsx", [("FILE NAME", "URL"), ("COVID-1", "a"), ("COVID-2", "b"), ("COVID-3", "c")])
+    (mismatch,) = metadata_mismatches(scan(folder))
+    assert (mismatch.rows_without_image, mismatch.images_without_row) == (2, 1)
