@@ -60,6 +60,11 @@ def test_strict_split_meets_its_sizes_though_a_tenth_are_pairs():
     assert counts(["A"] * 200, strict_split(["A"] * 200, groups, seed=3)) == {"A": (150, 30, 20)}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_strict_split_leaves_a_group_for_each_part_though_one_is_large(seed):
+    assert counts(["A"] * 100, strict_split(["A"] * 100, [0, 1] + [2] * 98, seed=seed)) == {"A": (98, 1, 1)}
+
+
 def test_strict_split_follows_the_seed_alone():
     classes = ["A"] * 50 + ["B"] * 60
     first = strict_split(classes, range(110), seed=1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, RunConfig
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES, Cache, num_workers
-from tune_lung.data.decode import BadImageError, read_grey, stored_mode
+from tune_lung.data.decode import BadImageError, read_grey, stored_mode, without_pillow_warnings
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.metadata import metadata_mismatches
 from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
@@ -132,7 +132,7 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
     found = scan(options.directory)
     if found.synthetic:
         yield _SYNTHETIC_LINE
-    with _progress() as progress, ThreadPoolExecutor(num_workers()) as pool:
+    with _progress() as progress, without_pillow_warnings(), ThreadPoolExecutor(num_workers()) as pool:
         reports = []
         for report in pool.map(_report, found.images):
             reports.append(report)

@@ -3,6 +3,9 @@
 Pillow only: torchvision's decoder ends the process on some damaged files. Only a full decode proves that a file is an image.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,17 @@ class BadImageError(Exception):
         """Take the reason."""
         super().__init__(reason.value)
         self.reason = reason
+
+
+@contextmanager
+def without_pillow_warnings() -> Iterator[None]:
+    """Silence Pillow's warnings of sizes and palettes while files are read; what matters is counted by reason.
+
+    For the main thread, around the threads that read: warning filters are the whole process's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_grey(path: Path) -> Image.Image:
