@@ -75,4 +75,4 @@ class InputTransform:
 
 
 def _to_device(values_NHW: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values_NHW)).to(device, non_blocking=True).float()
+    return torch.from_numpy(np.array(values_NHW)).to(device, non_blocking=True).float()  # a copy: the store is read only
