@@ -69,7 +69,7 @@ def draw_chest(rng: np.random.Generator) -> Chest:
     bones = _ribs(rng, beside, down) + _collarbones(rng, beside, down) + _spine(rng, across, down) * (1 - 0.5 * heart)
     density = (
         0.60
-        - rng.uniform(0.36, 0.45) * lungs
+        - rng.uniform(0.38, 0.44) * lungs
         + organs
         + bones * (0.45 + 0.55 * lungs)
         + _vessels(rng, across, down, hilum_distance) * lungs
@@ -95,9 +95,9 @@ def _diaphragm(rng: np.random.Generator, across: Map, down: Map) -> Map:
 
 def _posed(rng: np.random.Generator) -> tuple[Map, Map]:
     """Turn, shift, scale and shear the body's frame."""
-    angle = np.float32(np.deg2rad(rng.normal(0, 3)))
-    across = (_ACROSS - rng.normal(0, 0.04)) * rng.uniform(0.90, 1.08)
-    down = (_DOWN - rng.normal(0, 0.045)) * rng.uniform(0.90, 1.08)
+    angle = np.float32(np.deg2rad(rng.normal(0, 2)))
+    across = (_ACROSS - rng.normal(0, 0.03)) * rng.uniform(0.92, 1.06)
+    down = (_DOWN - rng.normal(0, 0.035)) * rng.uniform(0.92, 1.06)
     turned = across * np.cos(angle) - down * np.sin(angle)
     bent = 0.03 * rng.normal() * np.sin(2.2 * down + rng.uniform(0, 3))
     return (turned + bent).astype(np.float32), (across * np.sin(angle) + down * np.cos(angle)).astype(np.float32)
@@ -123,7 +123,7 @@ def _ribs(rng: np.random.Generator, beside: Map, down: Map) -> Map:
     rear = down - rng.uniform(0.10, 0.40) * beside + rng.uniform(0.5, 1.0) * (beside - 0.30) ** 2
     front = down + rng.uniform(0.35, 0.7) * beside - 0.3 * beside**2
     cage = smooth_step(0.86 - beside, 0.03) * smooth_step(beside - 0.08, 0.02)
-    strength = rng.uniform(0.03, 0.06)
+    strength = rng.uniform(0.02, 0.045)
     rear_bands = _bands(rear / spacing + rng.uniform())
     front_bands = _bands(front / (spacing * 1.15) + rng.uniform()) * smooth_step(beside - 0.22, 0.05)
     ribs: Map = strength * cage * smooth_step(0.75 - down, 0.1) * (rear_bands + rng.uniform(0.25, 0.55) * front_bands)
@@ -165,7 +165,7 @@ def _vessels(rng: np.random.Generator, across: Map, down: Map, hilum_distance: M
     outer = rays[near + columns] * (1 - share) + rays[near + columns + 1] * share
     streaks = np.clip(inner * (1 - ring_share) + outer * ring_share, -0.4, 2.2)
     hilum = np.exp(-((hilum_distance / 0.22) ** 2))
-    vessels: Map = rng.uniform(0.025, 0.050) * streaks * np.exp(-1.3 * hilum_distance) + rng.uniform(0.06, 0.13) * hilum
+    vessels: Map = rng.uniform(0.015, 0.035) * streaks * np.exp(-1.3 * hilum_distance) + rng.uniform(0.06, 0.13) * hilum
     return vessels
 
 
@@ -176,7 +176,7 @@ def _soft_tissue(rng: np.random.Generator, across: Map, down: Map) -> Map:
     wall = 0.06 * smooth_step(beside - 0.84, 0.03) - 0.55 * smooth_step(beside - outline, 0.015)
     shoulders = 0.12 * smooth_step(beside - 0.62 - 0.35 * (down + 0.75), 0.08)
     reach = ((beside - 0.45) / 0.34) ** 2 + ((down - rng.uniform(0.25, 0.45)) / 0.36) ** 2
-    breasts = rng.uniform(0, 0.08) * smooth_step(1 - reach, 0.12)
+    breasts = rng.uniform(0, 0.05) * smooth_step(1 - reach, 0.12)
     uneven = 0.015 * smooth_noise(rng, 3) + 0.008 * smooth_noise(rng, 9) + 0.008 * smooth_noise(rng, 30)
-    tissue: Map = wall + shoulders + breasts + uneven + rng.normal(0, 0.04) * across + rng.normal(0, 0.04) * down
+    tissue: Map = wall + shoulders + breasts + uneven + rng.normal(0, 0.03) * across + rng.normal(0, 0.03) * down
     return tissue

@@ -6,7 +6,7 @@ import numpy as np
 
 from tune_lung.data.phantom_anatomy import Chest, Map, smooth_noise, smooth_step
 
-_UNSEEN_SHARE = 0.12
+_UNSEEN_SHARE = 0.10
 """Share of the diseased whose finding is too slight to be seen: no reader, and no network, can be right on all."""
 
 
@@ -14,7 +14,7 @@ def draw_severity(rng: np.random.Generator) -> float:
     """Draw how far a disease has gone, 0 (nothing to see) to 1."""
     if rng.uniform() < _UNSEEN_SHARE:
         return float(rng.uniform(0, 0.08))
-    return float(0.50 + 0.50 * rng.beta(1.3, 1.3))
+    return float(0.60 + 0.40 * rng.beta(1.3, 1.3))
 
 
 def ground_glass(rng: np.random.Generator, chest: Chest) -> Map:
@@ -22,7 +22,7 @@ def ground_glass(rng: np.random.Generator, chest: Chest) -> Map:
     outer = smooth_step(chest.depth - rng.uniform(0.42, 0.55), 0.08)
     lower = smooth_step(chest.down - rng.uniform(-0.35, 0.0), 0.2)
     patches = 0.4 + 0.6 * smooth_step(smooth_noise(rng, 7) + 0.4, 0.4)
-    haze: Map = 0.34 * outer * (0.5 + 0.5 * lower) * patches
+    haze: Map = 0.36 * outer * (0.5 + 0.5 * lower) * patches
     return haze
 
 
@@ -46,7 +46,7 @@ def interstitial_pattern(rng: np.random.Generator, chest: Chest) -> Map:
     lines = [1 - np.minimum(np.abs(smooth_noise(rng, cells)) / 0.55, 1) for cells in (11, 16)]
     net = lines[0] + 0.7 * lines[1] - 0.22
     around = 0.35 + 0.65 * smooth_step(rng.uniform(0.6, 0.8) - chest.depth, 0.12)
-    pattern: Map = 0.32 * net * around * smooth_step(smooth_noise(rng, 5) + 1.6, 0.4)
+    pattern: Map = 0.36 * net * around * smooth_step(smooth_noise(rng, 5) + 1.6, 0.4)
     return pattern
 
 

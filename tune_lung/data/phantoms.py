@@ -21,7 +21,7 @@ from tune_lung.errors import InputError
 from tune_lung.files import write_text_whole
 from tune_lung.randomness import derive_seed
 
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 3
 """Raised whenever the same seed would give other pictures."""
 IMAGE_PIXELS = 299
 MASK_PIXELS = 256
@@ -146,7 +146,7 @@ def _enlarged(values: Map) -> Map:
 def _things_worn(rng: np.random.Generator, chest: Chest) -> Map:
     """Draw what any patient may carry, sick or not: a lead, a side marker, chance shadows."""
     things = 0.010 * smooth_noise(rng, 5) * chest.lungs
-    if rng.uniform() < 0.15:
+    if rng.uniform() < 0.10:
         line = chest.across - rng.uniform(-0.6, 0.6) - 0.2 * np.sin(2 * chest.down + rng.uniform(0, 6))
         things = things + rng.uniform(0.06, 0.16) * np.exp(-((line / 0.010) ** 2))
     if rng.uniform() < 0.4:
@@ -160,8 +160,8 @@ def _things_worn(rng: np.random.Generator, chest: Chest) -> Map:
 def _exposed(rng: np.random.Generator, density: Map) -> npt.NDArray[np.uint8]:
     """Expose and develop: grain, blur of the screen, black and white points and contrast that differ from film to film."""
     low, high = (float(value) for value in np.percentile(density[::2, ::2], (1, 99)))
-    tone = _enlarged(np.clip((density - low) / (high - low), 0, 1.1) ** rng.uniform(0.85, 1.20))
-    black, white = rng.uniform(0, 45), rng.uniform(185, 250)
+    tone = _enlarged(np.clip((density - low) / (high - low), 0, 1.1) ** rng.uniform(0.82, 1.24))
+    black, white = rng.uniform(0, 40), rng.uniform(185, 250)
     grain = rng.standard_normal((IMAGE_PIXELS, IMAGE_PIXELS + 1), dtype=np.float32)
     grain = (grain[:, 1:] + grain[:, :-1]) * (rng.uniform(0.006, 0.020) * (white - black))
     pixels: npt.NDArray[np.uint8] = np.clip(black + (white - black) * tone + grain, 0, 255).astype(np.uint8)
