@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from tune_lung.analysis.published import SOURCE, published_runs
@@ -84,6 +84,7 @@ class _Panel:
     column: str
     factor: float = 1.0
     starts_at_zero: bool = True
+    is_count: bool = False
 
 
 _RECALL = _Panel(
@@ -93,7 +94,7 @@ _RECALL = _Panel(
     factor=100,
     starts_at_zero=False,
 )
-_EPOCHS = _Panel(title="Epochs run", unit="epochs", column="epochs_run")
+_EPOCHS = _Panel(title="Epochs run", unit="epochs", column="epochs_run", is_count=True)
 _SECONDS = _Panel(title="Seconds per epoch", unit="seconds of the training pass", column="epoch_seconds_mean")
 _PARAMS = _Panel(title="Trainable parameters", unit="parameters", column="trainable_params")
 _PANELS = (_RECALL, _EPOCHS, _SECONDS, _PARAMS)
@@ -285,6 +286,7 @@ def _scale(axes: Axes, panel: _Panel, values: Floats) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif panel.starts_at_zero:
         axes.set_ylim(0, 1.08 * measured.max(initial=0.0) or 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=panel.is_count))
     else:
         axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick_label))
