@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -141,6 +142,15 @@ def test_bad_options_are_one_line_and_exit_2(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.real
+def test_masked_input_without_masks_is_refused_with_the_count(
+    radiography: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(radiography), "--weights", "random", "--limit", "60", "--set", "input=lungs"]
+    assert main([*options, "--out", str(tmp_path / "runs")]) == 2
+    assert re.search(r"input lungs needs a lung mask for every image, and \d+ of 60 have none", capsys.readouterr().err)
 
 
 def test_an_existing_run_is_never_written_over(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

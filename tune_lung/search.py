@@ -133,6 +133,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     weights = resolve_weights(origin, [model for model in space.models() if model != "cnn"])
     with request.open_cache() as cache:
         prepared = _prepare(request, cache, console)
+        _require_masks(space, prepared)
         with ray_session(options.address):
             resources = plan_resources(
                 num_trials=len(space.cells()),
@@ -225,6 +226,20 @@ def _prepare(request: "DataRequest", cache: "Cache", console: Console) -> "Prepa
             bars.update(tasks[stage], completed=done, total=total)
 
         return request.prepare(cache, show)
+
+
+def _require_masks(space: SearchSpace, prepared: "PreparedData") -> None:
+    """Refuse a space with masked input where an image has no mask: it would be shown whole, or not at all."""
+    from tune_lung.data.store import PixelStore
+
+    inputs = {TrialConfig.from_point(cell.point).input for cell in space.cells()} - {"full"}
+    store = PixelStore.open(prepared.store)
+    num_missing = sum(store.num_images.values()) - sum(store.num_masks.values())
+    if inputs and num_missing:
+        raise InputError(
+            f"input {' and '.join(sorted(inputs))} needs a lung mask for every image, and {num_missing} of"
+            f" {sum(store.num_images.values())} have none. Add masks, or use --set input=full."
+        )
 
 
 def _with_numerics(
