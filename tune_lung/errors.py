@@ -1,6 +1,7 @@
-"""The one error that a command turns into a line of text instead of a traceback."""
+"""The one error that a command turns into a line of text instead of a traceback, and how it does so."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -26,3 +27,21 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(word, names, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Allowed: {', '.join(names)}."
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a command's work and turn what the user can mend into one line on stderr.
+
+    Args:
+        command: The work; it returns the exit status of its own.
+
+    Returns:
+        That status; 2 after an InputError; 130 after Ctrl-C.
+    """
+    try:
+        return command()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tune_lung.errors import InputError
+from tune_lung.errors import exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,15 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    try:
-        from tune_lung.analysis.report import print_report
+    return exit_status(lambda: _report(options))
 
-        print_report(options.runs, console=Console(), out=options.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+
+def _report(options: argparse.Namespace) -> int:
+    from tune_lung.analysis.report import print_report
+
+    print_report(options.runs, console=Console(), out=options.out)
     return 0
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from tune_lung.config import PROTOCOLS, PointValue, RunConfig, Split, TrialConfig, default_select_by, value_from_text
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, exit_status
 from tune_lung.files import shown_path
 from tune_lung.space import SearchSpace, load_space, shipped_space_files, space_question
 
@@ -45,16 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when done; 1 when every trial failed; 2 for what the user can mend; 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        if options.list_spaces:
-            _list_spaces(console)
-            return 0
-        return _search(options, list(arguments if arguments is not None else sys.argv[1:]), console)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, console = _parser().parse_args(given), Console()
+    if options.list_spaces:
+        return exit_status(lambda: _list_spaces(console))
+    return exit_status(lambda: _search(options, given, console))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,12 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list_spaces(console: Console) -> None:
+def _list_spaces(console: Console) -> int:
     files = shipped_space_files()
     width = max(map(len, files))
     for name, path in files.items():
         count = len(load_space(name).cells())
         console.print(f"{name:<{width}}  {count:>3} cells  {space_question(path)}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _search(options: argparse.Namespace, arguments: list[str], console: Console) -> int:

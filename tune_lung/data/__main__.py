@@ -22,7 +22,7 @@ from tune_lung.data.prepare import PreparedData, Progress, prepare
 from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
-from tune_lung.errors import InputError
+from tune_lung.errors import exit_status
 from tune_lung.files import sha256_of_file
 
 _SYNTHETIC_LINE = "SYNTHETIC images (phantoms): they show no person and say nothing of medicine."
@@ -38,15 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 for what the user can mend, after one line on stderr; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    try:
-        for line in options.command(options):
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _print_lines(options.command(options)))
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
     return 0
 
 
