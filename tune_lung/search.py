@@ -116,6 +116,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     run = _run_config(options, space)
     for cell in space.cells():
         run.check_fits(TrialConfig.from_point(cell.point))
+    _check_resources(options)
     run_root = _new_run_root(options, space)
 
     # Torch and Ray are imported late: --help, --list-spaces and a wrong option answer at once.
@@ -181,6 +182,14 @@ def _run_config(options: argparse.Namespace, space: SearchSpace) -> RunConfig:
     protocol = options.protocol or space.protocol
     select_by = options.select_by or default_select_by(protocol)
     return RunConfig(protocol=protocol, image_size=options.image_size, select_by=select_by, seed=options.seed)
+
+
+def _check_resources(options: argparse.Namespace) -> None:
+    least = {"cpus_per_trial": 0.1, "gpus_per_trial": 0.0, "max_concurrent": 1}
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= lowest:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {lowest:g}, not {value:g}.")
 
 
 def _new_run_root(options: argparse.Namespace, space: SearchSpace) -> Path:
