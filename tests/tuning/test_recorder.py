@@ -1,0 +1,77 @@
+"""What the driver writes down about trials."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.recorder import Recorder
+
+from tests.tuning.conftest import LooksLikeATrial, epoch_result
+
+
+def only_row(setup: SearchSetup) -> pd.Series:
+    """The one row of the table trials."""
+    trials = pd.read_parquet(setup.run_root / "trials")
+    assert len(trials) == 1
+    return trials.iloc[0]
+
+
+def test_a_started_trial_is_in_the_ledger_before_its_first_epoch(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):
+    recorder.on_trial_start(0, [], trial)
+    row = only_row(setup)
+    assert (row["status"], row["cell"], row["epochs_run"]) == ("running", "resnet18 frozen_blocks=2", 0)
+
+
+def test_a_completed_trial_keeps_the_numbers_of_its_best_epoch(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):
+    recorder.on_trial_start(0, [], trial)
+    for epoch, score in ((1, 0.4), (2, 0.8), (3, 0.8), (4, 0.6)):
+        recorder.on_trial_result(0, [], trial, epoch_result(epoch, score))
+    trial.last_result = epoch_result(4, 0.6, stop_reason="max_epochs")
+    recorder.on_trial_complete(0, [], trial)
+    row = only_row(setup)
+    assert (row["status"], row["stop_reason"], row["epochs_run"]) == ("completed", "max_epochs", 4)
+    # epochs 2 and 3 tie: the earlier one is the one whose checkpoint was kept
+    assert (row["best_epoch"], row["selection_score"], row["epoch_seconds_mean"]) == (2, 0.8, 2.0)
+    assert len(pd.read_parquet(setup.run_root / "epochs")) == 4
+
+
+def test_a_diverged_trial_is_failed_with_its_reason(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_result(0, [], trial, epoch_result(1, 0.4))
+    trial.last_result = {"failure": "diverged: The training loss is nan at epoch 2.", "done": True}
+    recorder.on_trial_result(0, [], trial, trial.last_result)
+    recorder.on_trial_complete(0, [], trial)
+    row = only_row(setup)
+    assert (row["status"], row["stop_reason"], row["epochs_run"]) == ("failed", "failure", 1)
+    assert row["failure"] == "diverged: The training loss is nan at epoch 2."
+    assert recorder.leader() is None
+
+
+def test_a_trial_without_a_stop_reason_was_stopped_by_the_scheduler(
+    recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial
+):
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_result(0, [], trial, epoch_result(1, 0.4))
+    trial.last_result = epoch_result(1, 0.4)
+    recorder.on_trial_complete(0, [], trial)
+    assert (only_row(setup)["status"], only_row(setup)["stop_reason"]) == ("stopped", "asha")
+
+
+def test_a_trial_that_raised_has_the_last_line_of_its_traceback(
+    recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    error_file = tmp_path / "error.txt"
+    error_file.write_text("Traceback (most recent call last):\n  ...\nRuntimeError: no room on the GPU\n")
+    recorder.on_trial_start(0, [], trial)
+    trial.error_file = str(error_file)
+    recorder.on_trial_error(0, [], trial)
+    assert only_row(setup)["failure"] == "RuntimeError: no room on the GPU"
+    assert "Traceback" in caplog.text
+
+
+def test_a_worker_that_died_silently_is_failed_too(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_error(0, [], trial)
+    assert only_row(setup)["failure"] == "The worker died without a word."
