@@ -167,12 +167,13 @@ def data_label(run: Run) -> str:
 
 
 def run_facts(run: Run) -> list[str]:
-    """Say in two lines what the run is."""
+    """Say in three lines what the run is."""
     manifest = run.manifest
     counts = manifest["data"]["counts"]
     images = f"{counts['train']:,} training, {counts['validation']:,} validation, {counts['test']:,} test images"
     return [
-        f"{run.name}: {data_label(run)}, {images}",
+        f"{run.name}: {data_label(run)}",
+        images,
         f"{len(run.classes)} classes, {manifest['image_size']} px, protocol {manifest['protocol']}, seed {manifest['seed']}, "
         f"weights: {weights_label(run)}",
     ]
