@@ -75,6 +75,13 @@ def test_half_precision_and_any_head_and_no_batch_counters_are_read_as_fp32(tmp_
     assert torch.equal(backbone["conv1.weight"], half["conv1.weight"].float())
 
 
+def test_a_relative_path_still_leads_to_the_file_from_another_folder(resnet18_file, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(resnet18_file.parent)
+    source = resolve_weights(resnet18_file.name, ["resnet18"])["resnet18"]
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert load_backbone(source, "resnet18")
+
+
 def test_folder_gives_each_model_its_own_file(tmp_path, resnet18_state):
     save_file(resnet18_state, tmp_path / "resnet18.safetensors")
     torch.save(get_model("resnet34", weights=None).state_dict(), tmp_path / "resnet34-b627a593.pth")

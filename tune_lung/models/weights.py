@@ -68,7 +68,7 @@ def resolve_weights(argument: str, models: Sequence[str]) -> dict[str, WeightsSo
         return dict.fromkeys(resnets, RANDOM_WEIGHTS)
     if argument == "imagenet":
         return {model: _imagenet_source(model) for model in resnets}
-    path = Path(argument).expanduser()
+    path = Path(argument).expanduser().resolve()  # workers stand in another folder
     if path.is_dir():
         return {model: _file_source(file, model) for model, file in _files_of_folder(path, resnets).items()}
     if not path.is_file():
@@ -124,7 +124,7 @@ def _imagenet_source(model: str) -> WeightsSource:
 
 def _imagenet_file(weights: WeightsEnum) -> Path:
     """Return the file in torch.hub's cache, downloaded when it is not there."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / _file_name(weights)
+    path = Path(torch.hub.get_dir()).resolve() / "checkpoints" / _file_name(weights)
     if path.is_file():
         return path
     try:
