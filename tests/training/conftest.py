@@ -11,7 +11,7 @@ import torch
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.data.store import Part
 from tune_lung.models.weights import RANDOM_WEIGHTS
-from tune_lung.training.fit import TrainingJob
+from tune_lung.training.job import TrainingJob
 
 SIZE = 32
 
@@ -38,6 +38,7 @@ class StripedStore:
     classes: tuple[str, ...] = ("across", "down")
     train_mean: float = 0.4
     train_deviation: float = 0.25
+    fingerprint: str = "striped"
 
     def part(self, name: str) -> Part:
         """Return the training or validation images."""

@@ -11,7 +11,8 @@ import torch
 
 from tune_lung.training import fit as fit_module
 from tune_lung.training.checkpoints import Checkpoints, load
-from tune_lung.training.fit import DivergedError, EpochResult, TrainingJob, fit
+from tune_lung.training.fit import DivergedError, EpochResult, fit
+from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import published_loss_floor
 
 MakeJob = Callable[..., TrainingJob]

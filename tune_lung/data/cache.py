@@ -30,6 +30,10 @@ _SETTLED_NS = 2 * 10**9
 """Age from which a file's time of change can be trusted: a younger one may change again within the clock's step."""
 
 
+class NoRoomError(InputError):
+    """The disk is full."""
+
+
 @dataclass(kw_only=True)
 class Cache:
     """A folder of entries with a bounded size."""
@@ -83,7 +87,8 @@ class Cache:
             The entry's folder.
 
         Raises:
-            InputError: From `build`; or the disk is full.
+            InputError: From `build`.
+            NoRoomError: The disk is full.
         """
         folder = self.root / kind / key
         self._hold(folder)
@@ -153,7 +158,7 @@ class Cache:
             temporary.replace(folder)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise InputError(
+                raise NoRoomError(
                     f"No room left for the cache in {self.root}. Free some, or give a folder with --cache."
                 ) from error
             raise

@@ -3,16 +3,15 @@
 Shapes: N images, K classes, C channels, H rows, W columns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tune_lung.config import Precision
 from tune_lung.data.store import Part
 from tune_lung.models.inputs import InputTransform
-from tune_lung.models.network import Network
 from tune_lung.models.precision import autocast
 from tune_lung.results.schema import probability_column
 
@@ -27,33 +26,23 @@ def input_batches(part: Part, transform: InputTransform, *, batch_size: int, dev
 
 
 @torch.inference_mode()
-def predict_logits(
-    network: Network,
-    part: Part,
-    transform: InputTransform,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: Precision,
-) -> Tensor:
-    """Compute the network's logits for every image of a part, batch norm in eval.
+def predict_logits(module: nn.Module, batches: Iterable[Tensor], *, device: torch.device, precision: Precision) -> Tensor:
+    """Compute the logits of batches, batch norm in eval.
 
     Args:
-        network: On `device`; left in eval mode.
-        part: The images.
-        transform: The trial's way from pixels to inputs.
-        batch_size: Images of one pass.
+        module: A network, or the rest of one; on `device`; left in eval mode.
+        batches: What it reads, on `device`.
         device: Where to compute.
         precision: Number format of the pass.
 
     Returns:
-        logits_NK, float32 on the CPU, in the part's order.
+        logits_NK, float32 on the CPU, in the order of the batches.
     """
-    network.eval()
+    module.eval()
     logits = []
-    for images_NCHW in input_batches(part, transform, batch_size=batch_size, device=device):
+    for batch in batches:
         with autocast(device, precision):
-            logits.append(network(images_NCHW).float().cpu())
+            logits.append(module(batch).float().cpu())
     return torch.cat(logits)
 
 

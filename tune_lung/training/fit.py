@@ -1,84 +1,39 @@
 """Train one trial, epoch by epoch.
 
-Shapes: N images, K classes, C channels, H rows, W columns.
+Shapes: N images, K classes.
 """
 
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from tune_lung.config import ResNetConfig, RunConfig, TrialConfig
+from tune_lung.config import TrialConfig
 from tune_lung.data.batches import epoch_batches
-from tune_lung.data.store import Part, PixelStore
 from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
-from tune_lung.evaluation.predictions import input_batches, predict_logits
-from tune_lung.models.freezing import set_prefix_statistics
-from tune_lung.models.inputs import InputTransform
-from tune_lung.models.network import Network, build_network, trainable_parameters
+from tune_lung.evaluation.predictions import predict_logits
+from tune_lung.models.network import Network, trainable_parameters
 from tune_lung.models.precision import autocast
-from tune_lung.models.weights import WeightsSource
 from tune_lung.randomness import derive_seed
-from tune_lung.training.augmentation import AUGMENTERS
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.training.early_stopping import EarlyStopping
-from tune_lung.training.loss import Loss, loss_of
+from tune_lung.training.inputs import Inputs, open_inputs
+from tune_lung.training.job import TrainingJob
+from tune_lung.training.loss import loss_of
 from tune_lung.training.selection import selection_score
 
 _SGD_MOMENTUM = 0.9
 _SECONDS_BETWEEN_LAST = 30.0
-_VALIDATION_BATCH_SIZE = 128
 
 
 class DivergedError(Exception):
     """A loss became infinite or not a number; the text says which and when."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingJob:
-    """One trial and all it is trained with."""
-
-    trial: TrialConfig
-    """What is trained, and how."""
-    run: RunConfig
-    """What it shares with the other trials."""
-    store: PixelStore
-    """Training and validation images."""
-    weights: WeightsSource | None
-    """Where a ResNet's backbone starts; None for the CNN."""
-    trial_seed: int
-    """Root of this trial's draws: batches, augmentation."""
-    network_seed: int
-    """Root of the network's random start, shared by the trials of one model and repeat."""
-    device: torch.device
-    """Where to compute."""
-
-    def transform(self) -> InputTransform:
-        """Make the way from stored pixels to the network's input."""
-        return InputTransform.for_trial(
-            self.trial,
-            protocol=self.run.protocol,
-            train_mean=self.store.train_mean,
-            train_deviation=self.store.train_deviation,
-        )
-
-    def build_network(self) -> Network:
-        """Build the network at its start, on the device, a frozen random prefix's statistics not yet set."""
-        network = build_network(
-            self.trial.network,
-            protocol=self.run.protocol,
-            num_classes=len(self.store.classes),
-            image_size=self.run.image_size,
-            weights=self.weights,
-            seed=self.network_seed,
-        )
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +66,8 @@ class EpochResult:
     """Its selection score."""
     stop_reason: Literal["patience", "max_epochs"] | None
     """Why the trial ends with this epoch; None when it goes on."""
+    prefix_seconds: float | None
+    """What computing the frozen prefix's features took, once; None where they were not kept."""
     val_logits_NK: Tensor
     """The network's answers for the validation images."""
 
@@ -135,90 +92,104 @@ def fit(job: TrainingJob, checkpoints: Checkpoints) -> Iterator[EpochResult]:
     Raises:
         DivergedError: A training or validation loss is not finite.
     """
-    trial, transform = job.trial, job.transform()
-    train, validation = job.store.part("train"), job.store.part("validation")
-    network = job.build_network()
-    optimizer = _optimizer(trial, network)
-    loss_of_batch = loss_of(job.run.protocol, label_smoothing=trial.label_smoothing)
-    stopping = EarlyStopping(patience=trial.patience)
-    done = _resume(checkpoints, network, optimizer, stopping)
-    if done == 0:
-        _settle_prefix(job, network, train, transform)
+    state = _start_or_resume(job, checkpoints)
+    inputs = open_inputs(job, state.network, is_resumed=state.epochs_done > 0)
     saved_at = time.monotonic()
-
-    for epoch in range(done + 1, trial.max_epochs + 1):
-        learning_rate = _set_learning_rate(optimizer, trial, epoch)
+    for epoch in range(state.epochs_done + 1, job.trial.max_epochs + 1):
+        learning_rate = _set_learning_rate(state.optimizer, job.trial, epoch)
         started = time.perf_counter()
-        train_loss = _train_epoch(job, network, optimizer, loss_of_batch, train, transform, epoch)
+        train_loss = _train_epoch(job, inputs, state.optimizer, epoch)
         trained = time.perf_counter()
-        logits_NK = predict_logits(
-            network, validation, transform, batch_size=_VALIDATION_BATCH_SIZE, device=job.device, precision=trial.precision
-        )
-        val_loss = _validation_loss(job, logits_NK, torch.from_numpy(validation.labels_N), epoch)
-        recalls = _recalls(logits_NK, validation, num_classes=len(job.store.classes))
+        validation = _validate(job, inputs, epoch)
         validated = time.perf_counter()
 
-        score = selection_score(val_loss=val_loss, select_by=job.run.select_by, **recalls)
-        if stopping.is_best(epoch, score):
-            checkpoints.save_best(Checkpoint(tensors=_named("network", network), state={"epoch": epoch, "score": score}))
-        stop_reason = _stop_reason(trial, stopping, epoch)
+        if state.stopping.is_best(epoch, validation.score):
+            checkpoints.save_best(_answering(state.network, epoch, validation.score))
+        stop_reason = _stop_reason(job.trial, state.stopping, epoch)
         if stop_reason or time.monotonic() - saved_at >= _SECONDS_BETWEEN_LAST:
-            checkpoints.save_last(_snapshot(network, optimizer, stopping, epoch))
+            checkpoints.save_last(_snapshot(state, epoch))
             saved_at = time.monotonic()
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,
-            val_loss=val_loss,
-            **recalls,
-            selection_score=score,
+            val_loss=validation.loss,
+            **validation.recalls,
+            selection_score=validation.score,
             epoch_seconds=trained - started,
             validation_seconds=validated - trained,
-            images_per_second=len(train.labels_N) / (trained - started),
+            images_per_second=len(job.train.labels_N) / (trained - started),
             learning_rate=learning_rate,
-            best_epoch=stopping.best_epoch,
-            best_score=stopping.best_score,
+            best_epoch=state.stopping.best_epoch,
+            best_score=state.stopping.best_score,
             stop_reason=stop_reason,
-            val_logits_NK=logits_NK,
+            prefix_seconds=inputs.prefix_seconds,
+            val_logits_NK=validation.logits_NK,
         )
         if stop_reason:
             return
 
 
-def _train_epoch(
-    job: TrainingJob,
-    network: Network,
-    optimizer: Optimizer,
-    loss_of_batch: Loss,
-    train: Part,
-    transform: InputTransform,
-    epoch: int,
-) -> float:
-    trial = job.trial
+@dataclass
+class _State:
+    """What changes while a trial is trained."""
+
+    network: Network
+    optimizer: Optimizer
+    stopping: EarlyStopping
+    epochs_done: int = 0
+
+
+def _start_or_resume(job: TrainingJob, checkpoints: Checkpoints) -> _State:
+    network = job.build_network()
+    state = _State(network=network, optimizer=_optimizer(job.trial, network), stopping=EarlyStopping(patience=job.trial.patience))
+    checkpoint = checkpoints.newest()
+    if checkpoint is not None:
+        _restore(state, checkpoint)
+    return state
+
+
+def _train_epoch(job: TrainingJob, inputs: Inputs, optimizer: Optimizer, epoch: int) -> float:
+    trial, labels_N = job.trial, job.train.labels_N
+    loss_of_batch = loss_of(job.run.protocol, label_smoothing=trial.label_smoothing)
     batches = epoch_batches(
-        train.labels_N,
+        labels_N,
         batch_size=trial.batch_size,
         sampling=trial.batch_sampling,
         seed=derive_seed(job.trial_seed, "batches", epoch),
     )
-    augmenter = AUGMENTERS.get(trial.augmentation)
     augmentation_draws = torch.Generator().manual_seed(derive_seed(job.trial_seed, "augmentation", epoch))
-    labels_N = torch.from_numpy(train.labels_N)
-    masks_NHW = train.masks_NHW if trial.input != "full" else None
-    network.train()
+    inputs.module.train()
     losses = []
     for indices in batches:
-        chosen = indices.numpy()
-        images_N1HW = transform.brightness(train.pixels_NHW[chosen], None if masks_NHW is None else masks_NHW[chosen], job.device)
-        if augmenter is not None:
-            images_N1HW = augmenter(images_N1HW, augmentation_draws)
+        batch = inputs.train_batch(indices, augmentation_draws)
         with autocast(job.device, trial.precision):
-            logits_NK = network(transform.normalise(images_N1HW))
-        loss = loss_of_batch(logits_NK.float(), labels_N[indices].to(job.device, non_blocking=True))
+            logits_NK = inputs.module(batch)
+        labels_of_batch_N = torch.from_numpy(labels_N[indices.numpy()]).to(job.device, non_blocking=True)
+        loss = loss_of_batch(logits_NK.float(), labels_of_batch_N)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.detach())
     return _finite(torch.stack(losses).mean().item(), "training", epoch)
+
+
+class _Validation(NamedTuple):
+    """One pass over the validation images."""
+
+    logits_NK: Tensor
+    loss: float
+    recalls: dict[str, float]
+    score: float
+
+
+def _validate(job: TrainingJob, inputs: Inputs, epoch: int) -> _Validation:
+    logits_NK = predict_logits(inputs.module, inputs.validation_batches(), device=job.device, precision=job.trial.precision)
+    labels_N = job.validation.labels_N
+    loss = _validation_loss(job, logits_NK, torch.from_numpy(labels_N), epoch)
+    confusion_KK = confusion_matrix(labels_N, np.asarray(logits_NK.argmax(dim=1)), num_classes=len(job.store.classes))
+    recalls = {"val_macro_recall": macro_recall(confusion_KK), "val_micro_recall": micro_recall(confusion_KK)}
+    score = selection_score(val_loss=loss, select_by=job.run.select_by, **recalls)
+    return _Validation(logits_NK=logits_NK, loss=loss, recalls=recalls, score=score)
 
 
 def _optimizer(trial: TrialConfig, network: Network) -> Optimizer:
@@ -239,15 +210,6 @@ def _set_learning_rate(optimizer: Optimizer, trial: TrialConfig, epoch: int) -> 
     return trial.learning_rate * share
 
 
-def _settle_prefix(job: TrainingJob, network: Network, train: Part, transform: InputTransform) -> None:
-    """Set the batch-norm statistics of a frozen random prefix: left as they start, its features explode."""
-    config = job.trial.network
-    is_random = job.weights is not None and job.weights.kind == "random"
-    if isinstance(config, ResNetConfig) and config.frozen_blocks and is_random and job.run.protocol == "strict":
-        batches = input_batches(train, transform, batch_size=_VALIDATION_BATCH_SIZE, device=job.device)
-        set_prefix_statistics(network, batches)
-
-
 def _validation_loss(job: TrainingJob, logits_NK: Tensor, labels_N: Tensor, epoch: int) -> float:
     loss_of_batch = loss_of(job.run.protocol, label_smoothing=0.0)
     if job.run.protocol == "strict":
@@ -257,12 +219,6 @@ def _validation_loss(job: TrainingJob, logits_NK: Tensor, labels_N: Tensor, epoc
         loss_of_batch(logits_NK[start : start + size], labels_N[start : start + size]) for start in range(0, len(labels_N), size)
     ]
     return _finite(torch.stack(means).mean().item(), "validation", epoch)
-
-
-def _recalls(logits_NK: Tensor, part: Part, *, num_classes: int) -> dict[str, float]:
-    answers_N = np.asarray(logits_NK.argmax(dim=1))
-    confusion_KK = confusion_matrix(part.labels_N, answers_N, num_classes=num_classes)
-    return {"val_macro_recall": macro_recall(confusion_KK), "val_micro_recall": micro_recall(confusion_KK)}
 
 
 def _finite(loss: float, which: str, epoch: int) -> float:
@@ -286,25 +242,27 @@ def _named(prefix: str, network: Network) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
 
 
-def _snapshot(network: Network, optimizer: Optimizer, stopping: EarlyStopping, epoch: int) -> Checkpoint:
-    memory = optimizer.state_dict()["state"]
+def _answering(network: Network, epoch: int, score: float) -> Checkpoint:
+    """Keep what answers: the network alone."""
+    return Checkpoint(tensors=_named("network", network), state={"epoch": epoch, "score": score})
+
+
+def _snapshot(state: _State, epoch: int) -> Checkpoint:
+    """Keep all that training goes on from."""
+    memory = state.optimizer.state_dict()["state"]
     tensors = {f"optimizer.{index}.{name}": value for index, values in memory.items() for name, value in values.items()}
-    counters = {"epoch": epoch, "best_epoch": stopping.best_epoch, "best_score": stopping.best_score}
-    return Checkpoint(tensors=_named("network", network) | tensors, state=counters)
+    counters = {"epoch": epoch, "best_epoch": state.stopping.best_epoch, "best_score": state.stopping.best_score}
+    return Checkpoint(tensors=_named("network", state.network) | tensors, state=counters)
 
 
-def _resume(checkpoints: Checkpoints, network: Network, optimizer: Optimizer, stopping: EarlyStopping) -> int:
-    """Load the newest state into network, optimizer and counters; return the epochs done, 0 without a checkpoint."""
-    checkpoint = checkpoints.newest()
-    if checkpoint is None:
-        return 0
-    network.load_state_dict(checkpoint.part("network"))
-    parameters = trainable_parameters(network)
+def _restore(state: _State, checkpoint: Checkpoint) -> None:
+    state.network.load_state_dict(checkpoint.part("network"))
+    parameters = trainable_parameters(state.network)
     memory: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.part("optimizer").items():
         index, _, name = key.partition(".")
         memory.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
-    optimizer.load_state_dict({"state": memory, "param_groups": optimizer.state_dict()["param_groups"]})
-    stopping.best_epoch = checkpoint.state["best_epoch"]
-    stopping.best_score = checkpoint.state["best_score"]
-    return int(checkpoint.state["epoch"])
+    state.optimizer.load_state_dict({"state": memory, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    state.stopping.best_epoch = checkpoint.state["best_epoch"]
+    state.stopping.best_score = checkpoint.state["best_score"]
+    state.epochs_done = int(checkpoint.state["epoch"])

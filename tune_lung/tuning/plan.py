@@ -18,7 +18,7 @@ from tune_lung.models.weights import WeightsSource
 from tune_lung.randomness import derive_seed
 from tune_lung.results.layout import RunPaths
 from tune_lung.training.checkpoints import Checkpoints
-from tune_lung.training.fit import TrainingJob
+from tune_lung.training.job import TrainingJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +167,17 @@ class SearchSetup:
         """Return a trial's checkpoint folder."""
         return Checkpoints(RunPaths(self.run_root).checkpoints(plan.trial_id))
 
-    def training_job(self, plan: TrialPlan, *, store: PixelStore, device: torch.device) -> TrainingJob:
-        """Put together what training, and later evaluation, needs for one trial."""
+    def training_job(
+        self, plan: TrialPlan, *, store: PixelStore, device: torch.device, cache: Cache | None = None
+    ) -> TrainingJob:
+        """Put together what training, and later evaluation, needs for one trial.
+
+        Args:
+            plan: The trial.
+            store: This node's pixel store.
+            device: Where to compute.
+            cache: Where features of its frozen prefix may be kept.
+        """
         return TrainingJob(
             trial=plan.trial,
             run=self.run,
@@ -177,4 +186,5 @@ class SearchSetup:
             trial_seed=plan.trial_seed,
             network_seed=plan.network_seed,
             device=device,
+            cache=cache,
         )

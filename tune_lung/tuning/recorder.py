@@ -27,7 +27,7 @@ _EPOCH_COLUMNS = (
     "images_per_second",
     "learning_rate",
 )
-_FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device")
+_FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device", "prefix_seconds")
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class TrialRecord:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `epochs`."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Parameters, multiply-adds, device."""
+    """Parameters, multiply-adds, device, seconds spent on prefix features."""
     test_scores: dict[str, float] = field(default_factory=dict)
     """Columns of the sealed evaluation."""
     flushed_at: float = 0.0
@@ -92,7 +92,7 @@ class TrialRecord:
             **self.test_scores,
             **self.facts,
             "epoch_seconds_mean": self.epoch_seconds_mean,
-            "prefix_cached": False,
+            "prefix_cached": self.facts.get("prefix_seconds") is not None,
             "cpus": resources.cpus_per_trial,
             "gpus": resources.gpus_per_trial,
             "concurrent_trials": resources.max_concurrent,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import ray
 
-from tune_lung.evaluation.predictions import predict_logits, predictions_frame
+from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
 from tune_lung.training.checkpoints import load
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.device import claim_device
@@ -33,9 +33,8 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup) -> pd.DataFrame:
     network = job.build_network()
     network.load_state_dict(load(setup.checkpoints(plan).best).part("network"))
     part = store.open_test()
-    logits_NK = predict_logits(
-        network, part, job.transform(), batch_size=_BATCH_SIZE, device=device, precision=plan.trial.precision
-    )
+    batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
+    logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)
     return predictions_frame(logits_NK, part, store.classes)
 
 

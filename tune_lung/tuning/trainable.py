@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 
 from tune_lung.config import CnnConfig, Protocol, ResNetConfig
+from tune_lung.data.cache import Cache
 from tune_lung.evaluation.predictions import predictions_frame
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import build_network, count_parameters
@@ -37,6 +38,7 @@ class LungTrial(tune.Trainable):
         self._setup = setup
         self._device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
         self._store = setup.open_store()
+        self._cache: Cache | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -60,6 +62,11 @@ class LungTrial(tune.Trainable):
         numbers = {name: value for name, value in vars(result).items() if name not in _NOT_REPORTED}
         return numbers | self._facts | {"done": result.stop_reason is not None}
 
+    def cleanup(self) -> None:
+        """Let go of the prefix features."""
+        if self._cache is not None:
+            self._cache.close()
+
     def _begin(self, config: dict[str, Any]) -> None:
         self._plan = self._setup.plan_trial(config["cell"], config["point"])
         run = self._setup.run
@@ -69,7 +76,9 @@ class LungTrial(tune.Trainable):
             num_classes=len(self._store.classes),
             image_size=run.image_size,
         )
-        job = self._setup.training_job(self._plan, store=self._store, device=self._device)
+        self.cleanup()  # of the trial before
+        self._cache = self._setup.data.open_cache()
+        job = self._setup.training_job(self._plan, store=self._store, device=self._device, cache=self._cache)
         self._epochs: Iterator[EpochResult] = fit(job, self._setup.checkpoints(self._plan))
 
     def _write_validation_predictions(self, result: EpochResult) -> None:

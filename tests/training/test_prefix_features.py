@@ -1,0 +1,163 @@
+"""Features of a frozen prefix: the same numbers, sooner."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tune_lung.data.cache import Cache
+from tune_lung.training import prefix_features
+from tune_lung.training.checkpoints import Checkpoints, load
+from tune_lung.training.fit import fit
+from tune_lung.training.job import TrainingJob
+
+MakeJob = Callable[..., TrainingJob]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_features, "LEAST_GAIN", 0.0)
+
+
+@pytest.fixture
+def frozen_job(make_job: MakeJob) -> Callable[..., TrainingJob]:
+    """Make a job for a ResNet18 with two blocks frozen; other fields by keyword."""
+
+    def make(**fields: Any) -> TrainingJob:
+        point = {"model": "resnet18", "frozen_blocks": 2, "weights": "random", "batch_size": 7, "max_epochs": 2}
+        return make_job(point | fields)
+
+    return make
+
+
+def trained(job: TrainingJob, directory: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Every number of every epoch that is no time, and the kept network."""
+    results = [vars(result) for result in fit(job, Checkpoints(directory))]
+    numbers = [{name: value for name, value in result.items() if not name.endswith(("seconds", "second"))} for result in results]
+    return numbers, load(Checkpoints(directory).best).part("network")
+
+
+@pytest.mark.parametrize("frozen_blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_give_every_epoch_and_weight_bit_for_bit(
+    frozen_job: MakeJob, tmp_path: Path, frozen_blocks: int, precision: str
+) -> None:
+    job = frozen_job(frozen_blocks=frozen_blocks, precision=precision)
+    with Cache.open(tmp_path / "cache") as cache:
+        cached_numbers, cached_network = trained(replace(job, cache=cache), tmp_path / "cached")
+    numbers, network = trained(job, tmp_path / "uncached")
+    for cached, plain in zip(cached_numbers, numbers, strict=True):
+        assert torch.equal(cached.pop("val_logits_NK"), plain.pop("val_logits_NK"))
+        assert cached == plain
+    assert cached_network.keys() == network.keys()
+    assert all(torch.equal(cached_network[name], network[name]) for name in network)
+
+
+def test_features_are_computed_once_for_trials_that_share_the_prefix(frozen_job: MakeJob, tmp_path: Path) -> None:
+    with Cache.open(tmp_path / "cache") as cache:
+        first, second = (
+            list(fit(replace(frozen_job(learning_rate=rate), cache=cache), Checkpoints(tmp_path / str(rate))))
+            for rate in (0.01, 0.001)
+        )
+    assert first[0].prefix_seconds is not None
+    assert second[0].prefix_seconds == first[0].prefix_seconds  # of the one who computed them
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"frozen_blocks": 3}, {"input": "lungs"}, {"precision": "bf16"}, {"model": "resnet34"}],
+    ids=lambda f: next(iter(f)),
+)
+def test_another_prefix_gets_features_of_its_own(frozen_job: MakeJob, tmp_path: Path, fields: dict[str, Any]) -> None:
+    with Cache.open(tmp_path / "cache") as cache:
+        for number, job in enumerate((frozen_job(max_epochs=1), frozen_job(max_epochs=1, **fields))):
+            list(fit(replace(job, cache=cache), Checkpoints(tmp_path / str(number))))
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2
+
+
+def test_the_features_of_another_start_or_data_set_are_not_taken(frozen_job: MakeJob, tmp_path: Path) -> None:
+    job = frozen_job(max_epochs=1)
+    other_data = replace(job, store=replace(job.store, fingerprint="other"))  # type: ignore[type-var]
+    with Cache.open(tmp_path / "cache") as cache:
+        for number, own in enumerate((job, replace(job, network_seed=8), other_data)):
+            list(fit(replace(own, cache=cache), Checkpoints(tmp_path / str(number))))
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"augmentation": "light"}, {"frozen_blocks": 0}],
+    ids=["augmented", "nothing frozen"],
+)
+def test_no_features_are_kept_where_they_would_change(frozen_job: MakeJob, tmp_path: Path, fields: dict[str, Any]) -> None:
+    with Cache.open(tmp_path / "cache") as cache:
+        results = list(fit(replace(frozen_job(max_epochs=1, **fields), cache=cache), Checkpoints(tmp_path / "trial")))
+    assert results[0].prefix_seconds is None
+    assert not (tmp_path / "cache" / "features").exists()
+
+
+def test_no_features_are_kept_in_a_cache_of_size_0(frozen_job: MakeJob, tmp_path: Path) -> None:
+    with Cache.open(tmp_path, 0) as cache:
+        results = list(fit(replace(frozen_job(max_epochs=1), cache=cache), Checkpoints(tmp_path / "trial")))
+    assert results[0].prefix_seconds is None
+
+
+def test_no_features_are_kept_where_they_gain_too_little(
+    frozen_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_features, "LEAST_GAIN", 1e9)
+    with Cache.open(tmp_path / "cache") as cache:
+        results = list(fit(replace(frozen_job(max_epochs=1), cache=cache), Checkpoints(tmp_path / "trial")))
+    assert results[0].prefix_seconds is None
+
+
+def test_training_goes_on_without_features_that_the_disk_cannot_hold(
+    frozen_job: MakeJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 34 images x 128 channels x 4 x 4 values x 4 bytes = 278,528 bytes
+    with Cache.open(tmp_path / "cache", 278_527) as cache, caplog.at_level(logging.WARNING):
+        results = list(fit(replace(frozen_job(max_epochs=1), cache=cache), Checkpoints(tmp_path / "trial")))
+    assert results[0].prefix_seconds is None
+    assert "without prefix features: they need 0.0 GB" in caplog.text
+
+
+def test_damaged_features_are_computed_again(frozen_job: MakeJob, tmp_path: Path) -> None:
+    job = frozen_job()
+    with Cache.open(tmp_path / "cache") as cache:
+        first, _ = trained(replace(job, cache=cache), tmp_path / "first")
+    (path,) = (tmp_path / "cache").glob("features/*/train")
+    path.write_bytes(path.read_bytes()[:-1])
+    with Cache.open(tmp_path / "cache") as cache:
+        second, _ = trained(replace(job, cache=cache), tmp_path / "second")
+    assert np.array_equal(first[-1].pop("val_logits_NK"), second[-1].pop("val_logits_NK"))
+    assert first[-1] == second[-1]
+    assert path.stat().st_size % 4 == 0
+
+
+def test_a_deep_prefix_gains_more_than_a_shallow_one() -> None:
+    from tune_lung.config import ResNetConfig
+
+    shallow, deep = (
+        prefix_features.cached_prefix_gain(
+            ResNetConfig(model="resnet18", frozen_blocks=k, weights="random"),
+            image_size=64,
+            precision="fp32",
+            device=torch.device("cpu"),
+        )
+        for k in (1, 4)
+    )
+    assert deep > 3 * shallow

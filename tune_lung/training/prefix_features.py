@@ -1,0 +1,240 @@
+"""Prefix features: what a frozen prefix gives for every image, computed once and kept on the node.
+
+Under `strict` a frozen prefix is a pure function of the image, so its output is the same in every epoch, and in every
+trial with the same weights, depth, size, input, data and precision. An entry of the cache holds it for the training and
+the validation images, in the number format of the arithmetic; for the test images there is none. A random prefix's
+batch-norm statistics, set once by a pass over the training images, lie in the same entry.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tune_lung.config import Precision, ResNetConfig
+from tune_lung.data.cache import Cache, NoRoomError, content_key
+from tune_lung.data.store import OpenPart, Part
+from tune_lung.errors import InputError
+from tune_lung.evaluation.predictions import input_batches
+from tune_lung.models.freezing import set_prefix_statistics
+from tune_lung.models.network import Network, build_network
+from tune_lung.models.precision import autocast
+from tune_lung.models.weights import RANDOM_WEIGHTS
+from tune_lung.training.job import TrainingJob
+
+FEATURES_VERSION = 1
+"""Raised whenever the same prefix would give or store other features."""
+LEAST_GAIN = 1.2
+"""Speed of a training step with features over one without, from which features are used."""
+
+_BATCH_SIZE = 128
+"""Images of one pass, as in validation; a batch of 1 may be computed by other kernels, and round otherwise."""
+_PROBE_BATCH_SIZE = 16
+_DESCRIPTION = "features.json"
+_STATISTICS = "statistics.safetensors"
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_ROOM_TO_LEAVE = 0.05
+"""Share of the disk that features never take."""
+
+_log = logging.getLogger(__name__)
+
+
+class FeaturesDamagedError(InputError):
+    """Stored features that are missing, incomplete or of another version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixFeatures:
+    """A frozen prefix's output for the images of a run."""
+
+    train_NHWC: Tensor
+    """Features of the training images, memory-mapped."""
+    validation_NHWC: Tensor
+    """Features of the validation images, memory-mapped."""
+    statistics: dict[str, Tensor]
+    """The prefix's batch-norm statistics, by name."""
+    seconds: float
+    """What computing them took, whoever did it."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open an entry, checking that its files are there in full length.
+
+        Raises:
+            FeaturesDamagedError: A file is missing or short, or the entry is another version's.
+        """
+        try:
+            content = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            sizes = {name: (folder / name).stat().st_size for name in content["files"]}
+            if content["version"] != FEATURES_VERSION or sizes != content["files"]:
+                raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
+            return cls(
+                train_NHWC=_mapped(folder, "train", content),
+                validation_NHWC=_mapped(folder, "validation", content),
+                statistics=load_file(folder / _STATISTICS),
+                seconds=content["seconds"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FeaturesDamagedError("Stored prefix features are damaged or of another version.") from error
+
+
+def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures | None:
+    """Give a trial the features of its frozen prefix, computed first where this node's cache lacks them.
+
+    Args:
+        job: The trial.
+        network: Its network at its start; a random prefix's statistics may still be unset.
+
+    Returns:
+        The features; None where the network has no frozen prefix, images change from epoch to epoch, there is no
+        cache or no room in it, or features would speed up training by less than `LEAST_GAIN`.
+    """
+    cache = job.cache
+    if cache is None or cache.size_bytes == 0 or not network.has_frozen_prefix or job.trial.augmentation != "none":
+        return None
+    if not _fits(job, network, cache) or _gain_of(job) < LEAST_GAIN:
+        return None
+    try:
+        folder = cache.entry(
+            "features",
+            content_key(_content(job)),
+            build=lambda directory: _build(job, network, directory),
+            check=PrefixFeatures.open,
+        )
+    except NoRoomError as error:
+        _log.warning("Training goes on without prefix features: %s", error)
+        return None
+    return PrefixFeatures.open(folder)
+
+
+def settle_prefix(job: TrainingJob, network: Network) -> None:
+    """Set the batch-norm statistics of a frozen random prefix: left as they start, its features explode."""
+    if job.has_random_prefix:
+        batches = input_batches(job.train, job.transform(), batch_size=_BATCH_SIZE, device=job.device)
+        set_prefix_statistics(network, batches)
+
+
+@lru_cache(maxsize=64)
+def cached_prefix_gain(network: ResNetConfig, *, image_size: int, precision: Precision, device: torch.device) -> float:
+    """Measure how much faster a training step is on features than on images, by a few steps of a throwaway network.
+
+    Returns:
+        Seconds of a step with the prefix over seconds without it; above 1.
+    """
+    probe = build_network(network, protocol="strict", num_classes=2, image_size=image_size, weights=RANDOM_WEIGHTS, seed=0).to(
+        device, memory_format=torch.channels_last
+    )  # type: ignore[call-overload]
+    images_NCHW = torch.zeros(_PROBE_BATCH_SIZE, probe.in_channels, image_size, image_size, device=device)
+    images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
+    probe.train()
+
+    def step(module: nn.Module, inputs: Tensor) -> None:
+        with autocast(device, precision):
+            loss = module(inputs).float().square().mean()
+        loss.backward()
+
+    with autocast(device, precision):
+        features_NCHW = probe.prefix(images_NCHW)
+    with_prefix = _seconds(lambda: step(probe, images_NCHW), device)
+    without = _seconds(lambda: step(probe.rest, features_NCHW), device)
+    return with_prefix / without
+
+
+def _gain_of(job: TrainingJob) -> float:
+    network = job.trial.network
+    if not isinstance(network, ResNetConfig):
+        return 1.0
+    plain = replace(network, weights="random")  # where the weights come from plays no part in how long a step takes
+    return cached_prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Time one piece of work after one to warm up."""
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _fits(job: TrainingJob, network: Network, cache: Cache) -> bool:
+    with torch.inference_mode():
+        size = job.run.image_size
+        image_NCHW = torch.zeros(2, network.in_channels, size, size, device=job.device)
+        num_values = network.prefix(image_NCHW)[0].numel()
+    num_images = len(job.train.labels_N) + len(job.validation.labels_N)
+    wanted = num_images * num_values * _DTYPES[job.trial.precision].itemsize
+    disk = shutil.disk_usage(cache.root)
+    fits = wanted <= min(cache.size_bytes, disk.free - _ROOM_TO_LEAVE * disk.total)
+    if not fits:
+        _log.warning("Training goes on without prefix features: they need %.1f GB, more than there is room for.", wanted / 1e9)
+    return bool(fits)
+
+
+def _content(job: TrainingJob) -> dict[str, Any]:
+    """List what the features follow from."""
+    network, weights, transform = job.trial.network, job.weights, job.transform()
+    if not isinstance(network, ResNetConfig) or weights is None:
+        raise ValueError("Only a ResNet has a frozen prefix.")
+    return {
+        "version": FEATURES_VERSION,
+        "torch": torch.__version__,
+        "device": "cpu" if job.device.type == "cpu" else torch.cuda.get_device_name(job.device),
+        "model": network.model,
+        "frozen_blocks": network.frozen_blocks,
+        "start": weights.sha256 or f"random {job.network_seed}",
+        "image_size": job.run.image_size,
+        "input": [transform.part, transform.mean, transform.deviation],
+        "data": job.store.fingerprint,
+        "precision": job.trial.precision,
+    }
+
+
+@torch.inference_mode()
+def _build(job: TrainingJob, network: Network, folder: Path) -> None:
+    """Compute the features of both parts into an empty folder."""
+    started = time.perf_counter()
+    settle_prefix(job, network)
+    network.prefix.eval()
+    parts = {"train": job.train, "validation": job.validation}
+    shapes = {name: _write_part(folder / name, part, job, network.prefix) for name, part in parts.items()}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in network.prefix.named_buffers()}, folder / _STATISTICS)
+    description = {
+        "version": FEATURES_VERSION,
+        "precision": job.trial.precision,
+        "shapes": shapes,
+        "seconds": time.perf_counter() - started,
+        "files": {path.name: path.stat().st_size for path in folder.iterdir()},
+    }
+    (folder / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+
+
+def _write_part(path: Path, part: Part, job: TrainingJob, prefix: nn.Module) -> list[int]:
+    """Write one part's features row by row and return their shape, (N, H, W, C)."""
+    dtype, shape = _DTYPES[job.trial.precision], [0, 0, 0]
+    with path.open("wb") as file:
+        for images_NCHW in input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=job.device):
+            with autocast(job.device, job.trial.precision):
+                features_NCHW = prefix(images_NCHW)
+            features_NHWC = features_NCHW.to(dtype).permute(0, 2, 3, 1).contiguous().cpu()
+            shape = list(features_NHWC.shape[1:])
+            file.write(features_NHWC.view(torch.uint8).numpy().data)
+    return [len(part.labels_N), *shape]
+
+
+def _mapped(folder: Path, part: OpenPart, content: dict[str, Any]) -> Tensor:
+    shape, dtype = content["shapes"][part], _DTYPES[content["precision"]]
+    return torch.from_file(str(folder / part), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
