@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 search: $(READY) ## the main job in small: freeze_grid on synthetic X-rays, with its table and figure
 	$(PYTHON) -m tune_lung.search --space freeze_grid --image-size 64 --limit 560 --max-epochs 4 \
-		--set padding=same --set batch_size=16 --set learning_rate=0.002
+		--set padding=same --set batch_size=12 --set learning_rate=0.002
 
 test: $(READY) ## run the tests
 	$(PYTHON) -m pytest
