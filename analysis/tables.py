@@ -14,9 +14,10 @@ import pandas as pd
 from tune_lung.errors import InputError
 from tune_lung.evaluation.metrics import Counts, confusion_matrix
 from tune_lung.evaluation.statistics import Estimate, difference, macro_recall_estimate, micro_recall_estimate
+from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
-from tune_lung.space import Arm, Grid, SearchSpace
+from tune_lung.space import SearchSpace
 
 RECALLS = ("test_macro_recall", "test_micro_recall")
 """The columns of the sealed evaluation; each has its interval in `<name>_low` and `<name>_high`."""
@@ -47,12 +48,8 @@ _TRIAL_COLUMNS = (
 
 def cell_names(run: Run) -> tuple[str, ...]:
     """List a run's cells in the order of its space; cells that the space does not name come last."""
-    arms = [
-        Arm(**{name: _axis(value) for name, value in arm.items() if not _is_sampled(value)})
-        for arm in run.manifest["space"]["arms"]
-    ]
     try:
-        named = [cell.name for cell in SearchSpace(arms=tuple(arms)).cells()]
+        named = [cell.name for cell in SearchSpace.from_json(run.manifest["space"]).cells()]
     except InputError:  # a space of another version: the trials themselves still tell their cells
         named = []
     return tuple(dict.fromkeys([*named, *run.trials["cell"]]))
@@ -71,7 +68,7 @@ def comparison_table(run: Run) -> pd.DataFrame:
         the trial with the best selection score on validation.
     """
     order = cell_names(run)
-    chosen = _best_points(run.trials).reindex(columns=["cell", *_TRIAL_COLUMNS])
+    chosen = best_points(run.trials).reindex(columns=["cell", *_TRIAL_COLUMNS])
     table = pd.DataFrame({"cell": order}).merge(chosen, on="cell", how="left")
     table = table.sort_values("repeat", kind="stable").sort_values(
         "cell", key=lambda names: names.map(order.index), kind="stable"
@@ -177,24 +174,6 @@ def run_facts(run: Run) -> list[str]:
         f"{len(run.classes)} classes, {manifest['image_size']} px, protocol {manifest['protocol']}, seed {manifest['seed']}, "
         f"weights: {weights_label(run)}",
     ]
-
-
-def _is_sampled(value: Any) -> bool:
-    return isinstance(value, dict) and "grid" not in value
-
-
-def _axis(value: Any) -> Any:
-    return Grid(*value["grid"]) if isinstance(value, dict) else value
-
-
-def _best_points(trials: pd.DataFrame) -> pd.DataFrame:
-    """Keep each cell's best point with all its repeats; failed trials count only where a cell has no other."""
-    scores = trials["selection_score"].where(trials["status"] != TrialStatus.FAILED)
-    by_point = scores.groupby([trials["cell"], trials["point_id"]]).transform("mean").fillna(-np.inf)
-    best = by_point.groupby(trials["cell"]).transform("max")
-    kept = trials[by_point == best]
-    first_point = kept.groupby("cell")["point_id"].transform("first")
-    return kept[kept["point_id"] == first_point]
 
 
 def _test_intervals(run: Run) -> pd.DataFrame:

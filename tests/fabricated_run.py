@@ -11,6 +11,7 @@ from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, ended, new_manifest, with_test_opening
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
 from tune_lung.space import Arm, Cell, Grid, SearchSpace
+from tune_lung.strategy import Strategy
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 FREEZE_GRID = SearchSpace(
@@ -105,6 +106,8 @@ def _manifest(name: str, space: SearchSpace, images: pd.DataFrame, *, synthetic:
         name=name,
         arguments=["--space", space.name],
         space=space,
+        strategy=Strategy.for_space(space),
+        sampler_options={},
         run=RunConfig(seed=seed),
         data=DataFacts(fingerprint="c0ffee" * 10, synthetic=synthetic, classes=CLASSES, counts=counts),
         weights={model: source for model in space.models() if model != "cnn"},

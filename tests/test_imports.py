@@ -20,7 +20,7 @@ def test_importing_the_package_costs_nothing():
 
 
 def test_saying_what_may_be_tried_needs_nothing_but_python():
-    loaded = loaded_by("from tune_lung.space import load_space; load_space('freeze_grid').cells()")
+    loaded = loaded_by("from tune_lung.space_files import load_space; load_space('freeze_grid').cells()")
     assert not loaded & {*FRAMEWORKS, "pandas", "numpy", "pyarrow", "matplotlib", "PIL"}
 
 

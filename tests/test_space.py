@@ -8,7 +8,8 @@ from hypothesis import given
 
 from tune_lung.config import TrialConfig
 from tune_lung.errors import InputError
-from tune_lung.space import Arm, Grid, SearchSpace, load_space, shipped_space_files, space_question
+from tune_lung.space import Arm, Grid, SearchSpace
+from tune_lung.space_files import load_space, shipped_space_files, space_question
 
 SHIPPED = shipped_space_files()
 each_shipped_space = pytest.mark.parametrize("name", sorted(SHIPPED))
@@ -205,11 +206,14 @@ def test_a_users_space_is_named_after_its_file(space_file):
     ("text", "message"),
     [
         ("SPACES = ()", r"^mine\.py has no constant SPACE = SearchSpace"),
-        ("SPACE = SearchSpace(arms=())", r"^mine\.py: the space has no arm"),
-        ("SPACE = SearchSpace(arms=(Arm(model='cnn')))", r"^mine\.py: arms must be a tuple.*needs a comma"),
+        ("SPACE = SearchSpace(arms=())", r"^mine\.py, line 2 .*: the space has no arm"),
+        ("SPACE = SearchSpace(arms=(Arm(model='cnn')))", r"^mine\.py, line 2 .*: arms must be a tuple.*needs a comma"),
         ("SPACE = SearchSpace(arms=(Arm(model='cnn'),), protocol='published ')", "Did you mean 'published'"),
         ("SPACE = SearchSpace(arms=(Arm(model='cnn'", r"^mine\.py, line 2: .*never closed"),
-        ("import absent_module", r"^mine\.py raised ModuleNotFoundError when loaded: No module named 'absent_module'"),
+        (
+            "import absent_module",
+            r"^mine\.py, line 2 \(import absent_module\) raised ModuleNotFoundError when loaded: No module named 'absent_module'",
+        ),
         ("SPACE = SearchSpace(arms=(Arm(depht=3),))", "^mine, arm 1: There is no field 'depht'. Did you mean 'depth'"),
         ("SPACE = SearchSpace(arms=(Arm(), Arm(model='resnet18', depth=3)))", "^mine, arm 2: depth does not apply"),
         ("SPACE = SearchSpace(arms=(Arm(batch_size=Grid(0, 8)),))", "^mine, arm 1: batch_size must be at least 2"),

@@ -1,23 +1,28 @@
 """What may be tried: axes, arms and search spaces, as data.
 
-A search space is a file that ends in one constant `SPACE`. It is loaded by path, counted, printed, hashed and checked
-before anything is trained; it knows neither Optuna nor Ray.
+A space is counted, printed, hashed and checked before anything is trained; it knows neither Optuna nor Ray.
 """
 
-import ast
 import hashlib
 import itertools
 import json
-import runpy
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self, TypeAlias, get_args
 
-from tune_lung.config import CNN_FIELDS, PROTOCOLS, RESNET_FIELDS, Point, PointValue, Protocol, TrialConfig, checked_value
+from tune_lung.config import (
+    CNN_FIELDS,
+    PROTOCOLS,
+    RESNET_FIELDS,
+    Point,
+    PointValue,
+    Protocol,
+    RunConfig,
+    TrialConfig,
+    checked_value,
+)
 from tune_lung.errors import InputError, did_you_mean
-
-SHIPPED_SPACES = Path(__file__).resolve().parent / "search_spaces"
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,165 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """An axis of which a value is sampled, all equal at first."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        """Take the values.
+
+        Raises:
+            InputError: There are fewer than two, or one stands twice.
+        """
+        if len(values) < 2:
+            raise InputError(f"Choice{values} leaves nothing to choose: give it two values or more, or write the value itself.")
+        if len({json.dumps(value) for value in values}) < len(values):
+            raise InputError(f"Choice{values} names a value twice.")
+        object.__setattr__(self, "values", values)
+
+    def ends(self) -> tuple[Any, ...]:
+        """List what must be checked: every value."""
+        return self.values
+
+    def all_values(self) -> tuple[Any, ...]:
+        """List every value."""
+        return self.values
+
+    def contains(self, value: object) -> bool:
+        """Whether a value may be sampled."""
+        return json.dumps(value) in {json.dumps(own) for own in self.values}
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """An axis of whole numbers, bounds inclusive."""
+
+    low: int
+    """Smallest."""
+    high: int
+    """Largest."""
+    step: int = 1
+    """Distance of neighbours; `high` must be reached by it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a range without room.
+
+        Raises:
+            InputError: The numbers are not whole, not rising, or the step misses the upper bound.
+        """
+        if not all(type(number) is int for number in (self.low, self.high, self.step)):
+            raise InputError(f"{self} must have whole numbers.")
+        if self.low >= self.high or self.step < 1 or (self.high - self.low) % self.step:
+            raise InputError(f"{self} must rise from low to high in whole steps.")
+
+    def ends(self) -> tuple[int, int]:
+        """List what must be checked: both bounds."""
+        return self.low, self.high
+
+    def all_values(self) -> tuple[int, ...]:
+        """List every value."""
+        return tuple(range(self.low, self.high + 1, self.step))
+
+    def contains(self, value: object) -> bool:
+        """Whether a value may be sampled."""
+        return type(value) is int and self.low <= value <= self.high and (value - self.low) % self.step == 0
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """An axis of real numbers, bounds inclusive, each part as likely as another of its length."""
+
+    low: float
+    """Smallest."""
+    high: float
+    """Largest."""
+
+    def __post_init__(self) -> None:
+        """Refuse a range without room.
+
+        Raises:
+            InputError: The bounds are not finite or not rising.
+        """
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise InputError(f"{self} must rise from low to high, both finite.")
+
+    def ends(self) -> tuple[float, float]:
+        """List what must be checked: both bounds."""
+        return self.low, self.high
+
+    def all_values(self) -> None:
+        """Say that the values cannot be listed."""
+        return
+
+    def contains(self, value: object) -> bool:
+        """Whether a value may be sampled."""
+        return type(value) in (int, float) and self.low <= value <= self.high  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class LogUniform(Uniform):
+    """An axis of positive numbers, bounds inclusive, each factor as likely as another: for rates and penalties."""
+
+    def __post_init__(self) -> None:
+        """Refuse a range without room, and one that reaches 0.
+
+        Raises:
+            InputError: The bounds are not finite, not rising or not above 0.
+        """
+        super().__post_init__()
+        if self.low <= 0:
+            raise InputError(f"{self} must lie above 0.")
+
+
+SampledAxis: TypeAlias = Choice | IntRange | Uniform | LogUniform
+"""An axis whose values a sampler proposes."""
+StudyScope: TypeAlias = Literal["cell", "arm"]
+"""Whose trials a sampler learns from: those of the same cell, or of the same arm."""
+
+_SAMPLED = get_args(SampledAxis)
+
+
+@dataclass(frozen=True)
 class Cell:
     """An arm with one combination of its grid axes."""
 
     name: str
     """Readable and unique in its space, such as `resnet18 frozen_blocks=2`."""
     point: Mapping[str, PointValue]
-    """The value of every field that the arm names."""
+    """The value of every field that the arm fixes or the grid chooses."""
+    arm: int = 0
+    """Number of its arm in the space, from 0."""
+    axes: Mapping[str, SampledAxis] = field(default_factory=dict)
+    """The axes sampled inside the cell, by field name."""
+    grid: Mapping[str, PointValue] = field(default_factory=dict)
+    """The part of the point that the grid chose."""
+
+    def with_values(self, values: Mapping[str, Any]) -> dict[str, PointValue]:
+        """Complete the cell's point with a value for each sampled axis."""
+        return dict(self.point) | {name: checked_value(name, values[name]) for name in self.axes}
+
+    def all_values(self) -> tuple[dict[str, PointValue], ...] | None:
+        """List every combination of its axes' values, the last axis fastest; None where an axis is continuous."""
+        listed = {name: axis.all_values() for name, axis in self.axes.items()}
+        if any(values is None for values in listed.values()):
+            return None
+        combinations = itertools.product(*(values or () for values in listed.values()))
+        return tuple(dict(zip(listed, values, strict=True)) for values in combinations)
+
+    def probes(self) -> Iterator[dict[str, PointValue]]:
+        """Give the points that show whether the cell can be built.
+
+        Yields:
+            Each axis at its ends with the others at their lows, then all at their highs.
+        """
+        ends = {name: axis.ends() for name, axis in self.axes.items()}
+        lows = {name: values[0] for name, values in ends.items()}
+        yield self.with_values(lows)
+        for name, values in ends.items():
+            yield from (self.with_values(lows | {name: value}) for value in values[1:])
+        if len(ends) > 1:
+            yield self.with_values({name: values[-1] for name, values in ends.items()})
 
 
 @dataclass(frozen=True)
@@ -59,18 +216,40 @@ class Arm:
         """Take fixed values and axes, such as `Arm(model="resnet18", frozen_blocks=Grid(0, 1))`."""
         object.__setattr__(self, "fields", named)
 
-    def axes(self) -> dict[str, Grid]:
-        """List the axes by field name, in the order they are written."""
+    def grid_axes(self) -> dict[str, Grid]:
+        """List the enumerated axes by field name, in the order they are written."""
         return {name: value for name, value in self.fields.items() if isinstance(value, Grid)}
 
-    def cells(self) -> Iterator[Cell]:
-        """Enumerate the combinations of the grid axes, the last axis fastest."""
-        axes = self.axes()
-        for values in itertools.product(*(axis.values for axis in axes.values())):
-            chosen = dict(zip(axes, values, strict=True))
-            point = {name: checked_value(name, value) for name, value in (dict(self.fields) | chosen).items()}
+    def sampled_axes(self) -> dict[str, SampledAxis]:
+        """List the sampled axes by field name, in the order they are written."""
+        return {name: value for name, value in self.fields.items() if isinstance(value, _SAMPLED)}
+
+    def cells(self, number: int = 0) -> Iterator[Cell]:
+        """Enumerate the combinations of the grid axes, the last axis fastest.
+
+        Args:
+            number: The arm's number in its space.
+
+        Raises:
+            InputError: A field is unknown, or `model` is sampled.
+        """
+        grid, sampled = self.grid_axes(), self.sampled_axes()
+        if "model" in sampled:
+            raise InputError("model cannot be sampled, for each network has fields of its own: use Grid, or one arm each.")
+        if "max_epochs" in sampled:
+            raise InputError("max_epochs cannot be sampled: it is what a trial may cost, not what is tried. Use Grid, or fix it.")
+        fixed = {name: value for name, value in self.fields.items() if name not in sampled}
+        for values in itertools.product(*(axis.values for axis in grid.values())):
+            chosen = dict(zip(grid, values, strict=True))
+            point = {name: checked_value(name, value) for name, value in (fixed | chosen).items()}
             labels = [f"{name}={_label(value)}" for name, value in chosen.items() if name != "model"]
-            yield Cell(name=" ".join([str(point.get("model", "cnn")), *labels]), point=point)
+            yield Cell(
+                name=" ".join([str(point.get("model", "cnn")), *labels]),
+                point=point,
+                arm=number,
+                axes=sampled,
+                grid={name: point[name] for name in grid},
+            )
 
     def with_fixed(self, **fixed: PointValue) -> Self:
         """Return the arm with some fields set to one value."""
@@ -85,6 +264,10 @@ class SearchSpace:
     """The families."""
     protocol: Protocol = "strict"
     """The protocol when `--protocol` is not given."""
+    study: StudyScope = "cell"
+    """Whose trials a sampler learns from."""
+    first_points: tuple[Point, ...] = ()
+    """Values to try before a sampler proposes its own: those of a cell's grid pick the cell, those of its axes are tried."""
     name: str = field(default="", compare=False)
     """The file's name without its ending; set on loading."""
 
@@ -100,30 +283,51 @@ class SearchSpace:
             raise InputError("the space has no arm.")
         if self.protocol not in PROTOCOLS:
             raise InputError(f"protocol cannot be {self.protocol!r}. {did_you_mean(str(self.protocol), PROTOCOLS)}")
+        if self.study not in get_args(StudyScope):
+            raise InputError(f"study cannot be {self.study!r}. {did_you_mean(str(self.study), get_args(StudyScope))}")
 
     def cells(self) -> tuple[Cell, ...]:
         """Enumerate every cell of every arm."""
-        return tuple(cell for arm in self.arms for cell in arm.cells())
+        return tuple(cell for number, arm in enumerate(self.arms) for cell in arm.cells(number))
 
-    def check(self) -> None:
-        """Build every cell's trial once, so that a wrong space is refused before anything starts.
+    @property
+    def is_grid(self) -> bool:
+        """Whether nothing is sampled: each cell is one point."""
+        return not any(arm.sampled_axes() for arm in self.arms)
+
+    def check(self, run: RunConfig | None = None) -> None:
+        """Build every cell's trials at both ends of every axis, so that a wrong space is refused before anything starts.
+
+        Args:
+            run: Whose image size the networks must fit too; None checks the space alone.
 
         Raises:
-            InputError: A cell cannot be built, or two cells have the same name or the same point.
+            InputError: A cell cannot be built, two cells have the same name or the same point, or a first point lies
+                in no cell.
         """
         names: dict[str, int] = {}
-        trials: dict[TrialConfig, str] = {}
+        trials: dict[Any, str] = {}
         for number, arm in enumerate(self.arms, start=1):
             where = f"{self.name}, arm {number}"
             try:
-                cells = [(cell, TrialConfig.from_point(cell.point)) for cell in arm.cells()]
+                cells = [(cell, [TrialConfig.from_point(point) for point in cell.probes()]) for cell in arm.cells()]
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
-            for cell, trial in cells:
+            for cell, built in cells:
                 if names.setdefault(cell.name, number) != number:
                     raise InputError(f"{where}: cell '{cell.name}' stands in arm {names[cell.name]} too.")
-                if trials.setdefault(trial, cell.name) != cell.name:
-                    raise InputError(f"{where}: cell '{cell.name}' trains the same as '{trials[trial]}'. Remove one.")
+                if trials.setdefault(tuple(built), cell.name) != cell.name:
+                    raise InputError(f"{where}: cell '{cell.name}' trains the same as '{trials[tuple(built)]}'. Remove one.")
+                for trial in built if run is not None else ():
+                    run.check_fits(trial)  # type: ignore[union-attr]
+        for point in self.first_points:
+            if not any(first_values(cell, point) is not None for cell in self.cells()):
+                raise InputError(f"{self.name}: the first point {dict(point)} lies in no cell.")
+
+    def max_epochs(self) -> int:
+        """Return the most epochs that any trial may run."""
+        trials = [TrialConfig.from_point(point) for cell in self.cells() for point in cell.probes()]
+        return max(trial.max_epochs for trial in trials)
 
     def models(self) -> tuple[str, ...]:
         """List the networks of the space, each once, in order."""
@@ -146,12 +350,33 @@ class SearchSpace:
         for name in values:
             if not any(name in arm.fields for arm in arms):
                 raise InputError(f"--set {name}: it applies to no arm of '{self.name}'.")
-        return type(self)(arms=arms, protocol=self.protocol, name=self.name)
+        first = tuple({name: value for name, value in point.items() if name not in values} for point in self.first_points)
+        return replace(self, arms=arms, first_points=tuple(point for point in first if point))
 
     def as_json(self) -> dict[str, Any]:
         """Describe the space in plain JSON values, as the manifest keeps it."""
         arms = [{name: _plain(value) for name, value in arm.fields.items()} for arm in self.arms]
-        return {"name": self.name, "protocol": self.protocol, "arms": arms}
+        first = [{name: _plain(value) for name, value in point.items()} for point in self.first_points]
+        return {"name": self.name, "protocol": self.protocol, "study": self.study, "first_points": first, "arms": arms}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read back what `as_json` wrote.
+
+        Raises:
+            InputError: It holds something that this version does not know.
+        """
+        try:
+            first = content["first_points"]
+            return cls(
+                arms=tuple(Arm(**{name: _from_plain(value) for name, value in arm.items()}) for arm in content["arms"]),
+                protocol=content["protocol"],
+                study=content["study"],
+                first_points=tuple({name: _from_plain(value) for name, value in point.items()} for point in first),
+                name=content["name"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"This is no search space of this version of tune_lung: {error}") from error
 
     def sha256(self) -> str:
         """Hash what may be tried; the file's name plays no part."""
@@ -159,55 +384,26 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def shipped_space_files() -> dict[str, Path]:
-    """List the space files that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED_SPACES.glob("*.py")) if not path.stem.startswith("_")}
-
-
-def load_space(name_or_path: str) -> SearchSpace:
-    """Load a shipped space by name, or a user's by path.
-
-    Args:
-        name_or_path: `freeze_grid`, or a path that ends in `.py`. A space file is code: load only your own.
+def first_values(cell: Cell, point: Point) -> dict[str, PointValue] | None:
+    """Read a first point as values of a cell's sampled axes.
 
     Returns:
-        The checked space.
-
-    Raises:
-        InputError: There is no such space, or its file is wrong; the text names file and arm.
+        The values it names; None where it names none of the cell's axes, contradicts the cell or lies outside an axis.
     """
-    path = _space_path(name_or_path)
-    try:
-        namespace = runpy.run_path(str(path))
-    except InputError as error:
-        raise InputError(f"{path.name}: {error}") from error
-    except SyntaxError as error:
-        raise InputError(f"{path.name}, line {error.lineno}: {error.msg}.") from error
-    except Exception as error:
-        raise InputError(f"{path.name} raised {type(error).__name__} when loaded: {error}") from error
-    space = namespace.get("SPACE")
-    if not isinstance(space, SearchSpace):
-        raise InputError(f"{path.name} has no constant SPACE = SearchSpace(...).")
-    space = SearchSpace(arms=space.arms, protocol=space.protocol, name=path.stem)
-    space.check()
-    return space
+    names_fixed = [name for name in point if name not in cell.axes]
+    if any(name not in cell.point or cell.point[name] != checked_value(name, point[name]) for name in names_fixed):
+        return None
+    values = {name: checked_value(name, point[name]) for name in point if name in cell.axes}
+    return values if values and all(cell.axes[name].contains(_plain(value)) for name, value in values.items()) else None
 
 
-def space_question(path: Path) -> str:
-    """Read the first line of a space file's docstring: the question it answers."""
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-
-
-def _space_path(name_or_path: str) -> Path:
-    shipped = shipped_space_files()
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    path = Path(name_or_path).expanduser()
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise InputError(f"There is no space file {name_or_path}.")
-        return path
-    raise InputError(f"No search space '{name_or_path}'. {did_you_mean(name_or_path, shipped)} Or give the path of a .py file.")
+_AXIS_NAMES: dict[type, str] = {
+    Grid: "grid",
+    Choice: "choice",
+    IntRange: "int_range",
+    Uniform: "uniform",
+    LogUniform: "log_uniform",
+}
 
 
 def _fitting_arm(arm: Arm, values: Point) -> Arm | None:
@@ -226,9 +422,20 @@ def _models_of(arm: Arm) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Grid):
-        return {"grid": _plain(value.values)}
+    name = _AXIS_NAMES.get(type(value))
+    if name is not None:
+        return {name: _plain(value.values) if isinstance(value, Grid | Choice) else asdict(value)}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _from_plain(content: Any) -> Any:
+    if isinstance(content, dict):
+        ((name, inner),) = content.items()
+        kinds: dict[str, Any] = {own: kind for kind, own in _AXIS_NAMES.items()}
+        if name not in kinds:
+            raise InputError(f"There is no axis of the kind '{name}'. {did_you_mean(name, kinds)}")
+        return kinds[name](*map(_from_plain, inner)) if isinstance(inner, list) else kinds[name](**inner)
+    return tuple(map(_from_plain, content)) if isinstance(content, list) else content
 
 
 def _label(value: Any) -> str:

@@ -45,8 +45,10 @@ def test_cells_of_a_space_that_cannot_be_read_come_in_the_order_of_the_trials(ra
 
 
 def test_sampled_axes_are_no_part_of_a_cells_name(random_run):
-    arms = [{"model": "cnn", "learning_rate": {"log_uniform": [1e-5, 1e-2]}}, *random_run.manifest["space"]["arms"][1:]]
-    assert list(cell_names(replace(random_run, manifest=random_run.manifest | {"space": {"arms": arms}}))) == CELLS
+    space = random_run.manifest["space"]
+    sampled = {"model": "cnn", "learning_rate": {"log_uniform": {"low": 1e-5, "high": 1e-2}}}
+    manifest = random_run.manifest | {"space": space | {"arms": [sampled, *space["arms"][1:]]}}
+    assert list(cell_names(replace(random_run, manifest=manifest))) == CELLS
 
 
 def test_test_recalls_equal_scikit_learns_on_the_predictions(random_run):

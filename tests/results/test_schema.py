@@ -21,7 +21,7 @@ EXPECTED = {
         trial_id epoch train_loss val_loss val_macro_recall val_micro_recall selection_score epoch_seconds validation_seconds
         images_per_second learning_rate
     """,
-    "decisions": "trial_id cell rung_epoch value cutoff verdict",
+    "decisions": "decision trial_id cell rung_epoch value cutoff verdict",
     "images": "image_id path class split group source sha256 excluded_reason",
     "explanations": "trial_id image_id label method lung_share lung_area_share",
 }

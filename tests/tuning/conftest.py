@@ -10,7 +10,8 @@ from tune_lung.config import RunConfig
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, new_manifest
-from tune_lung.space import load_space
+from tune_lung.space_files import load_space
+from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.recorder import Recorder
@@ -33,7 +34,16 @@ def epoch_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
     numbers = {"train_loss": 1.0, "val_loss": 0.9, "val_macro_recall": score, "val_micro_recall": score}
     numbers |= {"selection_score": score, "epoch_seconds": 2.0, "validation_seconds": 0.5, "images_per_second": 50.0}
     facts = {"total_params": 10, "trainable_params": 5, "mult_adds": 100, "device": "cpu", "prefix_seconds": None}
-    return {"epoch": epoch, "learning_rate": 0.001, "stop_reason": None, **numbers, **facts, **more}
+    return {
+        "epoch": epoch,
+        "learning_rate": 0.001,
+        "best_epoch": epoch,
+        "best_score": score,
+        "stop_reason": None,
+        **numbers,
+        **facts,
+        **more,
+    }
 
 
 @pytest.fixture
@@ -57,7 +67,11 @@ def setup(tmp_path: Path) -> SearchSetup:
 def recorder(setup: SearchSetup) -> Recorder:
     """A recorder over a new ledger."""
     facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2})
-    manifest = new_manifest(name="run", arguments=[], space=load_space("freeze_grid"), run=setup.run, data=facts, weights={})
+    space = load_space("freeze_grid")
+    strategy = Strategy.for_space(space)
+    manifest = new_manifest(
+        name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=setup.run, data=facts, weights={}
+    )
     return Recorder(Ledger.create(setup.run_root, manifest), setup, RESOURCES)
 
 
@@ -65,4 +79,4 @@ def recorder(setup: SearchSetup) -> Recorder:
 def trial() -> LooksLikeATrial:
     """A trial of one cell."""
     point = {"model": "resnet18", "frozen_blocks": 2, "weights": "random", "max_epochs": 4}
-    return LooksLikeATrial(trial_id="ray1", config={"cell": "resnet18 frozen_blocks=2", "point": point})
+    return LooksLikeATrial(trial_id="ray1", config={"cell": "resnet18 frozen_blocks=2", "point": point, "repeat": 0})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tune_lung.results.schema import StopReason
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 
@@ -54,6 +55,7 @@ def test_a_trial_without_a_stop_reason_was_stopped_by_the_scheduler(
 ):
     recorder.on_trial_start(0, [], trial)
     recorder.on_trial_result(0, [], trial, epoch_result(1, 0.4))
+    recorder.note_stop(trial.trial_id, StopReason.ASHA)
     trial.last_result = epoch_result(1, 0.4)
     recorder.on_trial_complete(0, [], trial)
     assert (only_row(setup)["status"], only_row(setup)["stop_reason"]) == ("stopped", "asha")

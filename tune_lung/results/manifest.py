@@ -13,6 +13,7 @@ from tune_lung import __version__
 from tune_lung.config import RunConfig
 from tune_lung.results.schema import SCHEMA_VERSION
 from tune_lung.space import SearchSpace
+from tune_lung.strategy import Strategy
 
 Outcome = Literal["running", "completed", "interrupted", "failed"]
 
@@ -38,6 +39,8 @@ def new_manifest(
     name: str,
     arguments: Sequence[str],
     space: SearchSpace,
+    strategy: Strategy,
+    sampler_options: Mapping[str, Any],
     run: RunConfig,
     data: DataFacts,
     weights: Mapping[str, Mapping[str, str | None]],
@@ -48,6 +51,8 @@ def new_manifest(
         name: The run's folder name.
         arguments: The command line; absolute paths in it are cut to their last part.
         space: What is tried, as it runs.
+        strategy: How it is searched.
+        sampler_options: Every option that the sampler was given.
         run: What all trials share.
         data: The images.
         weights: Kind, name and sha256 of each ResNet's weights, by model.
@@ -58,6 +63,7 @@ def new_manifest(
         "command": [_without_folder(argument) for argument in arguments],
         "space": space.as_json(),
         "space_sha256": space.sha256(),
+        "strategy": {**strategy.as_json(), "sampler_options": dict(sampler_options)},
         "protocol": run.protocol,
         "image_size": run.image_size,
         "select_by": run.select_by,

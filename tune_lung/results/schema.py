@@ -30,6 +30,7 @@ class StopReason(StrEnum):
     PATIENCE = "patience"
     MAX_EPOCHS = "max_epochs"
     ASHA = "asha"
+    MEDIAN = "median"
     TIME = "time"
     FAILURE = "failure"
 
@@ -39,6 +40,8 @@ class Verdict(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    STAND = "stand"
+    """It had run to its own end before; its best score counts there for those to come."""
 
 
 def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
@@ -65,7 +68,7 @@ _TRIALS = (
     _column("weights_sha256", _TEXT, "Digest of the backbone's weights; null for a random start and the CNN."),
     _column("trial_seed", _LARGE, "Seed that all of the trial's random choices are derived from."),
     _column("status", _TEXT, "running, completed, stopped (by the scheduler) or failed."),
-    _column("stop_reason", _TEXT, "patience, max_epochs, asha, time or failure; null while running."),
+    _column("stop_reason", _TEXT, "patience, max_epochs, asha, median, time or failure; null while running."),
     _column("failure", _TEXT, "One line on why the trial failed; null otherwise."),
     _column("attempts", _COUNT, "How often the trial was started."),
     _column("epochs_run", _COUNT, "Epochs trained."),
@@ -103,12 +106,13 @@ _EPOCHS = (
 )
 
 _DECISIONS = (
+    _column("decision", _LARGE, "Number of the decision in the run, from 1, in the order they were taken."),
     _TRIAL_ID,
     _column("cell", _TEXT, "The trial's cell."),
     _column("rung_epoch", _COUNT, "Epoch at which trials were compared."),
-    _column("value", _NUMBER, "The trial's selection score there."),
+    _column("value", _NUMBER, "The trial's best selection score by then."),
     _column("cutoff", _NUMBER, "Score it had to reach; null while too few trials stood there."),
-    _column("verdict", _TEXT, "continue or stop."),
+    _column("verdict", _TEXT, "continue, stop, or stand: the trial had run to its own end before."),
 )
 
 _IMAGES = (

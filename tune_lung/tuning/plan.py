@@ -89,7 +89,7 @@ class TrialPlan:
     """One trial before it is trained."""
 
     trial_id: str
-    """16 hexadecimal digits from point and repeat: the same on every machine and in every attempt."""
+    """16 hexadecimal digits from point, cell, patience and repeat: the same on every machine and in every attempt."""
     point_id: str
     """Hash of what is trained."""
     cell: str
@@ -140,7 +140,7 @@ class SearchSetup:
             trial, self.run, weights_sha256=weights.sha256 if weights else None, data_fingerprint=self.data_fingerprint
         )
         return TrialPlan(
-            trial_id=hashlib.sha256(f"{identity} {repeat}".encode()).hexdigest()[:16],
+            trial_id=hashlib.sha256(f"{identity} {cell} {trial.patience} {repeat}".encode()).hexdigest()[:16],
             point_id=identity,
             cell=cell,
             repeat=repeat,

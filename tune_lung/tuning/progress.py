@@ -4,19 +4,21 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from ray.tune import Callback
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tune_lung.results.schema import TrialStatus
-from tune_lung.tuning.recorder import DriverCallback, Recorder, TrialRecord
+from tune_lung.tuning.driver_only import DriverOnly
+from tune_lung.tuning.recorder import Recorder, TrialRecord
 
 _SECONDS_BETWEEN_REDRAWS = 0.5
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-class ProgressView(DriverCallback):
+class ProgressView(DriverOnly, Callback):
     """Shows trials done, the best so far, what runs and the time left at most."""
 
     def __init__(self, recorder: Recorder, *, num_trials: int, max_concurrent: int, console: Console) -> None:
@@ -57,7 +59,9 @@ class ProgressView(DriverCallback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Print how the trial ended; the line stays above the live view."""
-        self._print_end(next(record for record in self._recorder.records if record.plan.cell == trial.config["cell"]))
+        record = self._recorder.record_of(trial.trial_id)
+        if record is not None:
+            self._print_end(record)
 
     on_trial_error = on_trial_complete
 

@@ -1,7 +1,9 @@
 """The driver's account of a search: what every trial has shown so far, written to the ledger as it comes in."""
 
 import logging
+import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ from ray.tune.experiment import Trial
 
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.schema import StopReason, TrialStatus
+from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.driver_only import DriverOnly
+from tune_lung.tuning.outcome import DIED_SILENTLY, failure_of
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
+from tune_lung.tuning.rungs import Decision
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
 _EPOCH_COLUMNS = (
@@ -46,6 +52,8 @@ class TrialRecord:
     """One line on why it failed."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `epochs`."""
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """Its rows of the table `decisions`."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Parameters, multiply-adds, device, seconds spent on prefix features."""
     test_scores: dict[str, float] = field(default_factory=dict)
@@ -99,15 +107,7 @@ class TrialRecord:
         }
 
 
-class DriverCallback(Callback):
-    """A callback that stays with the driver: Ray pickles callbacks into files that we never read back."""
-
-    def __getstate__(self) -> dict[str, object]:
-        """Give Ray's state files nothing."""
-        return {}
-
-
-class Recorder(DriverCallback):
+class Recorder(DriverOnly, Callback):
     """Keeps one record per trial and writes it to the ledger at most every 10 s, and at the trial's end."""
 
     def __init__(self, ledger: Ledger, setup: SearchSetup, resources: Resources) -> None:
@@ -120,6 +120,8 @@ class Recorder(DriverCallback):
         """
         self._ledger, self._setup, self._resources = ledger, setup, resources
         self._record_by_ray_id: dict[str, TrialRecord] = {}
+        self._stop_reasons: dict[str, StopReason] = {}
+        self._num_decisions = 0
 
     @property
     def records(self) -> list[TrialRecord]:
@@ -131,20 +133,74 @@ class Recorder(DriverCallback):
         return [record for record in self.records if record.status is TrialStatus.RUNNING]
 
     def leader(self) -> TrialRecord | None:
-        """The trial with the best selection score so far, whatever its state; the earlier one of equals."""
+        """The trial with the best selection score so far, failed ones left out; the earlier one of equals."""
         scored = [record for record in self.records if record.best is not None and record.status is not TrialStatus.FAILED]
         return max(scored, key=lambda record: record.best["selection_score"], default=None)  # type: ignore[index]
 
+    def record_of(self, ray_id: str) -> TrialRecord | None:
+        """Return a trial's record by Ray's name for it; None before its start."""
+        return self._record_by_ray_id.get(ray_id)
+
+    def row_of(self, record: TrialRecord) -> dict[str, Any]:
+        """Lay a record out as its row of the table `trials`."""
+        return record.row(self._resources)
+
+    def note_stop(self, ray_id: str, reason: StopReason) -> None:
+        """Take note that the scheduler stops a trial with the epoch it has just reported."""
+        self._stop_reasons[ray_id] = reason
+
+    def add_decisions(self, ray_id: str, decisions: Sequence[Decision]) -> None:
+        """Add what a stopping rule decided about a trial."""
+        record = self._record_by_ray_id[ray_id]
+        for decision in decisions:
+            self._num_decisions += 1
+            record.decisions.append(
+                {
+                    "decision": self._num_decisions,
+                    "trial_id": record.plan.trial_id,
+                    "cell": record.plan.cell,
+                    "rung_epoch": decision.rung_epoch,
+                    "value": decision.value,
+                    "cutoff": decision.cutoff,
+                    "verdict": decision.verdict,
+                }
+            )
+
+    def ending_of(self, ray_id: str, result: Mapping[str, Any] | None) -> tuple[TrialStatus, StopReason]:
+        """Name status and reason of a trial that goes on no more.
+
+        Args:
+            ray_id: Ray's name for it.
+            result: Its last result; None where it raised.
+        """
+        if result is None or failure_of(result) is not None:
+            return TrialStatus.FAILED, StopReason.FAILURE
+        if result.get("stop_reason"):
+            return TrialStatus.COMPLETED, StopReason(result["stop_reason"])
+        return TrialStatus.STOPPED, self._stop_reasons.get(ray_id, StopReason.TIME)
+
+    def values_of(self, ray_id: str, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+        """Read a trial's objectives at its best epoch.
+
+        Returns:
+            One number for each; None where one was not measured.
+        """
+        row = self.row_of(self._record_by_ray_id[ray_id])
+        values = [row.get(objective.column) for objective in objectives]
+        measured = tuple(float(value) for value in values if value is not None and math.isfinite(value))
+        return measured if len(measured) == len(objectives) else None
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Open the trial's record."""
-        record = TrialRecord(plan=self._setup.plan_trial(trial.config["cell"], trial.config["point"]))
+        config = trial.config
+        record = TrialRecord(plan=self._setup.plan_trial(config["cell"], config["point"], config["repeat"]))
         self._record_by_ray_id[trial.trial_id] = record
         self._write(record)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
-        """Add the epoch's row."""
+        """Add the epoch's row; a diverged epoch has none."""
         record = self._record_by_ray_id[trial.trial_id]
-        if "failure" in result:
+        if failure_of(result) is not None:
             return
         record.facts = {name: result[name] for name in _FACT_COLUMNS}
         record.epochs.append({name: result[name] for name in _EPOCH_COLUMNS})
@@ -153,13 +209,11 @@ class Recorder(DriverCallback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Close the record: run to its end, diverged, or stopped by the scheduler."""
-        record, result = self._record_by_ray_id[trial.trial_id], trial.last_result
-        if "failure" in result:
-            record.end(TrialStatus.FAILED, StopReason.FAILURE, result["failure"])
-        elif result.get("stop_reason"):
-            record.end(TrialStatus.COMPLETED, StopReason(result["stop_reason"]))
-        else:
-            record.end(TrialStatus.STOPPED, StopReason.ASHA)
+        record = self.record_of(trial.trial_id)
+        if record is None:  # taken out of the queue before its start
+            return
+        failure = failure_of(trial.last_result)
+        record.end(*self.ending_of(trial.trial_id, trial.last_result), failure)
         self._write(record)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
@@ -184,11 +238,13 @@ class Recorder(DriverCallback):
     def _write(self, record: TrialRecord) -> None:
         if record.epochs:
             self._ledger.write_epochs(record.plan.trial_id, record.epochs)
-        self._ledger.write_trial(record.row(self._resources))
+        if record.decisions:
+            self._ledger.write_decisions(record.decisions)
+        self._ledger.write_trial(self.row_of(record))
         record.flushed_at = time.monotonic()
 
 
 def _error_text(trial: Trial) -> str:
     """Read the traceback that Ray keeps as plain text; its pickled twin is left alone."""
     path = Path(trial.error_file) if trial.error_file else None
-    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else "The worker died without a word."
+    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else DIED_SILENTLY

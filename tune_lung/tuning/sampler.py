@@ -1,82 +1,104 @@
-"""The bridge to Optuna: what Ray asks is answered by an Optuna study, and the study is told what really happened."""
+"""The bridge to Ray: its searcher asks our studies, and they are told what really happened."""
 
-import math
+import time
+from collections import deque
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import optuna
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from tune_lung.space import Cell
+from tune_lung.results.schema import TrialStatus
+from tune_lung.strategy import Strategy
+from tune_lung.tuning.driver_only import DriverOnly
+from tune_lung.tuning.outcome import METRIC, failure_of
+from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.studies import Proposal, Studies
 
-METRIC = "selection_score"
+_STATES = {
+    TrialStatus.COMPLETED: TrialState.COMPLETE,
+    TrialStatus.STOPPED: TrialState.PRUNED,
+    TrialStatus.FAILED: TrialState.FAIL,
+}
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+class StudySearch(DriverOnly, Searcher):
+    """Hands Ray the studies' proposals, each once per repeat, and tells them how it ended.
 
-class CellSearch(OptunaSearch):
-    """Proposes every cell of a space exactly once, in order.
-
-    Ray's own OptunaSearch tells every trial that did not raise as COMPLETE with its last value, and loses a trial whose
-    value is not finite. Here a trial that ran to its end is COMPLETE with its best epoch's score, one that the scheduler
-    stopped is PRUNED, and one that failed or diverged is FAIL; none is left RUNNING.
+    Ray's own OptunaSearch holds one study, tells every trial that did not raise as COMPLETE with its last value, and
+    leaves a trial whose value is not finite RUNNING for ever.
     """
 
-    def __init__(self, cells: tuple[Cell, ...], *, seed: int) -> None:
-        """Queue the cells.
+    def __init__(self, studies: Studies, strategy: Strategy, recorder: Recorder) -> None:
+        """Start with nothing proposed.
 
         Args:
-            cells: At least one, names unique.
-            seed: Seed of the sampler, used once the queue is empty.
+            studies: Propose points.
+            strategy: Repeats, objectives and time budget.
+            recorder: Knows what each trial gave.
         """
-        points = {cell.name: dict(cell.point) for cell in cells}
-        names = list(points)
+        super().__init__(metric=METRIC, mode="max")
+        self._studies, self._strategy, self._recorder = studies, strategy, recorder
+        self._started_at = time.monotonic()
+        self._next_repeats: deque[tuple[Proposal, int]] = deque()
+        self._number_by_trial: dict[str, int] = {}
+        self._ended: dict[int, list[tuple[TrialState, tuple[float, ...] | None]]] = {}
 
-        def propose(trial: optuna.Trial) -> dict[str, Any]:
-            return {"point": points[trial.suggest_categorical("cell", names)]}
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """Propose the next trial: its cell, its point and the number of its repeat.
 
-        self._propose = propose
-        super().__init__(
-            space=propose,
-            metric=METRIC,
-            mode="max",
-            sampler=optuna.samplers.RandomSampler(seed=seed % 2**32),
-            points_to_evaluate=[{"cell": name} for name in names],
-        )
+        Returns:
+            The trial's configuration; `Searcher.FINISHED` when there is no other point, or no time.
+        """
+        if not self._next_repeats:
+            proposal = None if self.is_out_of_time() else self._studies.propose()
+            if proposal is None:
+                return Searcher.FINISHED
+            self._next_repeats.extend((proposal, repeat) for repeat in range(self._strategy.repeats))
+        proposal, repeat = self._next_repeats.popleft()
+        self._number_by_trial[trial_id] = proposal.number
+        return {"cell": proposal.cell.name, "point": dict(proposal.point), "repeat": repeat}
 
-    @property
-    def study(self) -> optuna.Study:
-        """The Optuna study behind the search."""
-        return cast("optuna.Study", self._ot_study)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Propose the next cell and its point, which is handed on as it is, never flattened."""
-        if trial_id not in self._ot_trials:
-            self._ot_trials[trial_id] = self.study.ask()
-        return dict(self._suggest_from_define_by_run_func(self._propose, self._ot_trials[trial_id]))
+    def is_out_of_time(self) -> bool:
+        """Whether the time budget is spent."""
+        budget = self._strategy.time_budget_seconds
+        return budget is not None and time.monotonic() - self._started_at >= budget
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report an epoch's score as an intermediate value; a diverged epoch has none."""
-        if METRIC in result:
-            self._ot_trials[trial_id].report(result[METRIC], result["epoch"])
+        """Report an epoch's score as an intermediate value; with repeats there is none, for seeds are not compared."""
+        if failure_of(result) is None and self._strategy.repeats == 1:
+            self._studies.observe(self._number_by_trial[trial_id], result["epoch"], result[METRIC])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how the trial ended."""
-        if trial_id in self._completed_trials:
+        """Take note of a trial's end; the study is told when every repeat of the point has ended."""
+        number = self._number_by_trial.pop(trial_id, None)
+        if number is None:  # told before
             return
-        self._completed_trials.add(trial_id)
-        state, value = _outcome(result, error=error)
-        self.study.tell(self._ot_trials[trial_id], value, state=state)
+        status, _ = self._recorder.ending_of(trial_id, None if error else result)
+        if status is TrialStatus.STOPPED and result and self._strategy.repeats == 1:
+            # Ray keeps the result that stopped a trial from its searcher.
+            self._studies.observe(number, result["epoch"], result[METRIC])
+        values = self._recorder.values_of(trial_id, self._strategy.objectives) if status is TrialStatus.COMPLETED else None
+        state = TrialState.FAIL if status is TrialStatus.COMPLETED and values is None else _STATES[status]
+        ended = self._ended.setdefault(number, [])
+        ended.append((state, values))
+        if len(ended) == self._strategy.repeats:
+            self._studies.tell(number, *_together(self._ended.pop(number)))
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing of the study: Ray's state files are never read back, the ledger is what a run goes on from."""
+        """Write nothing of the studies: Ray's state files are never read back, the ledger is what a run goes on from."""
         Path(checkpoint_path).touch()
 
+    def restore(self, checkpoint_path: str) -> None:
+        """Refuse: a run goes on from its ledger."""
+        raise NotImplementedError("A search goes on from its ledger, never from Ray's files.")
 
-def _outcome(result: dict[str, Any] | None, *, error: bool) -> tuple[TrialState, float | None]:
-    if error or not result or "failure" in result or not math.isfinite(result.get("best_score", math.nan)):
-        return TrialState.FAIL, None
-    if result.get("stop_reason") is None:
-        return TrialState.PRUNED, None
-    return TrialState.COMPLETE, result["best_score"]
+
+def _together(
+    ended: list[tuple[TrialState, tuple[float, ...] | None]],
+) -> tuple[TrialState, tuple[float, ...] | None]:
+    """Make one outcome of a point's repeats: the mean of those that completed; without any, how the first one ended."""
+    completed = [values for _, values in ended if values is not None]
+    if not completed:
+        return ended[0]
+    return TrialState.COMPLETE, tuple(sum(column) / len(completed) for column in zip(*completed, strict=True))

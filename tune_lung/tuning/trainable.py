@@ -30,7 +30,7 @@ class LungTrial(tune.Trainable):
         """Get ready for a trial.
 
         Args:
-            config: `cell` and `point`, as the sampler bridge proposes them.
+            config: `cell`, `point` and `repeat`, as the sampler bridge proposes them.
             setup: What all trials share; given once by `tune.with_parameters`.
         """
         if setup is None:
@@ -68,7 +68,7 @@ class LungTrial(tune.Trainable):
             self._cache.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._plan = self._setup.plan_trial(config["cell"], config["point"])
+        self._plan = self._setup.plan_trial(config["cell"], config["point"], config["repeat"])
         run = self._setup.run
         self._facts = {"device": device_name(self._device)} | _network_facts(
             self._plan.trial.network,

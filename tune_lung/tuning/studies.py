@@ -1,0 +1,292 @@
+"""Optuna's side of a search: what is proposed, and what the studies are told of it. It knows no Ray.
+
+Optuna learns from trials that are told truly: one that ran to its end is COMPLETE with its values, one that the scheduler
+stopped is PRUNED and keeps its intermediate values, one that failed or diverged is FAIL; none is left RUNNING.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalChoiceType,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import Trial, TrialState
+
+from tune_lung.config import PointValue
+from tune_lung.randomness import derive_seed
+from tune_lung.space import Cell, Choice, IntRange, LogUniform, SampledAxis, SearchSpace, first_values
+from tune_lung.strategy import Strategy
+
+Values: TypeAlias = Mapping[str, PointValue]
+"""One value for each sampled axis of a cell."""
+
+_MOST_PROPOSALS_OF_KNOWN_POINTS = 8
+_STARTUP_TRIALS = 10
+_LARGEST_POPULATION, _SMALLEST_POPULATION, _LEAST_GENERATIONS = 50, 8, 5
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """One point to train."""
+
+    number: int
+    """Counted from 0 over the whole search; what happens to it is told by this number."""
+    cell: Cell
+    """Where it belongs."""
+    point: Mapping[str, PointValue]
+    """A value for every field that the cell's arm names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownTrial:
+    """A finished trial of an earlier search, to learn from."""
+
+    cell: Cell
+    """Where it belongs."""
+    values: Values
+    """What was sampled."""
+    state: TrialState
+    """How it ended."""
+    objective_values: tuple[float, ...] | None
+    """What it gave, one number for each objective; None where it failed or was stopped."""
+    scores: Mapping[int, float]
+    """Its selection score by epoch."""
+
+
+@dataclass
+class _Asked:
+    """A proposal that is under way, or was told: every trial that stands for it."""
+
+    study: optuna.Study
+    trials: list[Trial] = field(default_factory=list)
+    outcome: tuple[TrialState, Sequence[float] | None] | None = None
+
+
+class Studies:
+    """Proposes the points of a space, each at most once, and learns from what became of them."""
+
+    def __init__(self, space: SearchSpace, strategy: Strategy, *, seed: int, known: Iterable[KnownTrial] = ()) -> None:
+        """Open a study for each cell, or each arm, as the space says.
+
+        Args:
+            space: What is tried.
+            strategy: Sampler, points per cell and objectives.
+            seed: Root of the samplers' seeds.
+            known: Finished trials of earlier searches; their points are not proposed again.
+        """
+        self._space, self._strategy, self._seed = space, strategy, seed
+        self._studies: dict[str, optuna.Study] = {}
+        self._asked: list[_Asked] = []
+        self._by_point: dict[str, _Asked] = {}
+        self._exhausted: set[str] = set()
+        cells = space.cells()
+        self._first = {cell.name: deque(_listed_values(cell, space, strategy)) for cell in cells}
+        counts = {cell.name: strategy.num_points(cell) for cell in cells}
+        # Sample by sample over all cells, so that a search cut short has given each cell as much as any other.
+        self._waiting = deque(cell for sample in range(max(counts.values())) for cell in cells if sample < counts[cell.name])
+        for trial in known:
+            self._learn(trial)
+
+    @property
+    def studies(self) -> tuple[optuna.Study, ...]:
+        """Every study that has been asked or told."""
+        return tuple(self._studies.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Points still to be proposed."""
+        return len(self._waiting)
+
+    def propose(self) -> Proposal | None:
+        """Give the next point.
+
+        Returns:
+            A point that no earlier proposal and no known trial has; None when every cell has had its share, or has no
+            other point left.
+        """
+        while self._waiting:
+            cell = self._waiting.popleft()
+            if cell.name not in self._exhausted:
+                proposal = self._propose_in(cell)
+                if proposal is not None:
+                    return proposal
+                self._exhausted.add(cell.name)
+        return None
+
+    def observe(self, number: int, epoch: int, score: float) -> None:
+        """Report a finite score of one epoch, from 1; searches for several objectives take none."""
+        if self._strategy.has_one_objective:
+            for trial in self._asked[number].trials:
+                trial.report(score, epoch)
+
+    def tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """Say how a proposal ended.
+
+        Args:
+            number: The proposal's.
+            state: COMPLETE, PRUNED or FAIL.
+            values: One finite number for each objective; for COMPLETE only.
+        """
+        asked = self._asked[number]
+        asked.outcome = (state, values)
+        for trial in asked.trials:
+            asked.study.tell(trial, values, state=state)
+
+    def _propose_in(self, cell: Cell) -> Proposal | None:
+        for _ in range(_MOST_PROPOSALS_OF_KNOWN_POINTS):
+            listed = self._first[cell.name].popleft() if self._first[cell.name] else {}
+            trial, values = self._ask(cell, listed)
+            twin = self._by_point.get(_point_key(cell, values))
+            if twin is None:
+                return self._register(cell, values, trial)
+            self._share(trial, twin)
+        unseen = self._unseen(cell)
+        return None if unseen is None else self._register(cell, unseen, self._ask(cell, unseen)[0])
+
+    def _ask(self, cell: Cell, fixed: Values) -> tuple[Trial, Values]:
+        study = self._study_of(cell)
+        parameters = {name: _as_parameter(value) for name, value in (dict(cell.grid) | dict(fixed)).items()}
+        if parameters:
+            study.enqueue_trial(parameters)
+        trial = study.ask(fixed_distributions=self._distributions(cell))
+        values = {name: _from_parameter(axis, trial.params[name]) for name, axis in cell.axes.items()}
+        return trial, values
+
+    def _register(self, cell: Cell, values: Values, trial: Trial) -> Proposal:
+        asked = _Asked(study=self._study_of(cell), trials=[trial])
+        self._asked.append(asked)
+        self._by_point[_point_key(cell, values)] = asked
+        return Proposal(number=len(self._asked) - 1, cell=cell, point=cell.with_values(values))
+
+    def _share(self, trial: Trial, twin: _Asked) -> None:
+        """Let a proposal of a known point stand for the same training: it is told what that one gives."""
+        if twin.outcome is None:
+            twin.trials.append(trial)
+        else:
+            state, values = twin.outcome
+            twin.study.tell(trial, values, state=state)
+
+    def _unseen(self, cell: Cell) -> Values | None:
+        """Draw a point that was not proposed yet, all equal; None where there is none."""
+        generator = np.random.default_rng(derive_seed(self._seed, "unseen", cell.name, len(self._asked)))
+        listed = cell.all_values()
+        if listed is None:
+            raise RuntimeError(f"The sampler proposes the same point again and again in cell '{cell.name}'.")
+        left = [values for values in listed if _point_key(cell, values) not in self._by_point]
+        return left[generator.integers(len(left))] if left else None
+
+    def _learn(self, trial: KnownTrial) -> None:
+        distributions = self._distributions(trial.cell)
+        values = dict(trial.cell.grid) | dict(trial.values)
+        study = self._study_of(trial.cell)
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=trial.state,
+                values=None if trial.objective_values is None else list(trial.objective_values),
+                params={name: _as_parameter(values[name]) for name in distributions},
+                distributions=distributions,
+                intermediate_values=dict(trial.scores) if self._strategy.has_one_objective else {},
+            )
+        )
+        self._by_point[_point_key(trial.cell, trial.values)] = _Asked(study=study, outcome=(trial.state, trial.objective_values))
+
+    def _study_of(self, cell: Cell) -> optuna.Study:
+        name = self._study_name(cell)
+        if name not in self._studies:
+            seed = derive_seed(self._seed, "sampler", name) % 2**32
+            directions = [
+                StudyDirection.MAXIMIZE if one.sign > 0 else StudyDirection.MINIMIZE for one in self._strategy.objectives
+            ]
+            self._studies[name] = optuna.create_study(
+                study_name=name, sampler=make_sampler(self._strategy, seed=seed), directions=directions
+            )
+        return self._studies[name]
+
+    def _study_name(self, cell: Cell) -> str:
+        return f"arm {cell.arm + 1}" if self._is_shared else cell.name
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._space.study == "arm" or self._space.is_grid
+
+    def _distributions(self, cell: Cell) -> dict[str, BaseDistribution]:
+        """Say what its study knows of a cell: the sampled axes and, where cells share a study, the grid's."""
+        grid = self._space.arms[cell.arm].grid_axes() if self._is_shared else {}
+        enumerated = {
+            name: CategoricalDistribution([_as_parameter(value) for value in axis.values]) for name, axis in grid.items()
+        }
+        return enumerated | {name: distribution_of(axis) for name, axis in cell.axes.items()}
+
+
+def sampler_options(strategy: Strategy) -> dict[str, Any]:
+    """List every option of the strategy's sampler that decides what it proposes, as the manifest records them."""
+    if strategy.sampler == "tpe":
+        return {
+            "n_startup_trials": _STARTUP_TRIALS,
+            "n_ei_candidates": 24,
+            "multivariate": strategy.has_one_objective,
+            "group": False,
+            "constant_liar": True,
+        }
+    if strategy.sampler == "gp":
+        return {"n_startup_trials": _STARTUP_TRIALS, "deterministic_objective": False}
+    if strategy.sampler == "nsga2":
+        population = min(_LARGEST_POPULATION, max(_SMALLEST_POPULATION, (strategy.samples or 0) // _LEAST_GENERATIONS))
+        return {"population_size": population, "mutation_prob": None, "crossover_prob": 0.9, "swapping_prob": 0.5}
+    return {}
+
+
+def make_sampler(strategy: Strategy, *, seed: int) -> BaseSampler:
+    """Make a study's sampler with the options of `sampler_options`.
+
+    Args:
+        strategy: Names the sampler.
+        seed: 0 to 2**32 - 1.
+    """
+    kinds: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "gp": GPSampler, "nsga2": NSGAIISampler}
+    kind: Any = kinds.get(strategy.sampler, RandomSampler)
+    return kind(seed=seed, **sampler_options(strategy))  # type: ignore[no-any-return]
+
+
+def distribution_of(axis: SampledAxis) -> BaseDistribution:
+    """Write an axis as an Optuna distribution."""
+    if isinstance(axis, Choice):
+        return CategoricalDistribution([_as_parameter(value) for value in axis.values])
+    if isinstance(axis, IntRange):
+        return IntDistribution(axis.low, axis.high, step=axis.step)
+    return FloatDistribution(axis.low, axis.high, log=isinstance(axis, LogUniform))
+
+
+def _as_parameter(value: PointValue) -> CategoricalChoiceType:
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def _from_parameter(axis: SampledAxis, parameter: Any) -> PointValue:
+    if isinstance(axis, Choice):
+        return next(value for value in axis.values if _as_parameter(value) == parameter)  # type: ignore[no-any-return]
+    return parameter  # type: ignore[no-any-return]
+
+
+def _point_key(cell: Cell, values: Values) -> str:
+    return json.dumps([cell.name, dict(values)], sort_keys=True)
+
+
+def _listed_values(cell: Cell, space: SearchSpace, strategy: Strategy) -> Iterable[Values]:
+    """List what is to be tried in a cell before the sampler proposes: first points, or every point there is."""
+    if strategy.sampler == "exhaustive":
+        return cell.all_values() or ()
+    found = (first_values(cell, point) for point in space.first_points)
+    return [values for values in found if values is not None]
