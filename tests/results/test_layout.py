@@ -29,9 +29,9 @@ def test_a_part_that_is_no_safe_file_name_is_refused(part):
         PATHS.part("trials", part)
 
 
-def test_unfinished_parts_are_not_listed(tmp_path):
+def test_parts_unfinished_or_set_aside_are_not_listed(tmp_path):
     paths = RunPaths(tmp_path)
     paths.table("trials").mkdir()
-    for name in ("b.parquet", "a.parquet", ".c.parquet.1f2e", ".d.parquet"):
+    for name in ("b.parquet", "a.parquet", ".c.parquet.1f2e", ".d.parquet", paths.damaged_part("trials", "e").name):
         (paths.table("trials") / name).touch()
     assert [path.name for path in paths.parts("trials")] == ["a.parquet", "b.parquet"]

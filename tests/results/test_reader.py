@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tune_lung.errors import InputError
+from tune_lung.results import parts
 from tune_lung.results.layout import TABLES
+from tune_lung.results.ledger import Ledger
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import table_schema
 
@@ -36,6 +38,26 @@ def test_every_table_has_its_columns_and_no_row_is_lost(root):
     assert (run.name, run.classes, run.synthetic, run.damaged) == ("run", CLASSES, True, ())
 
 
+def test_rows_come_trial_by_trial_whichever_part_they_lie_in(root, monkeypatch):
+    monkeypatch.setattr(parts, "MOST_TRIALS", 2)  # so that the three trials go to one part or two
+    ledger = Ledger(root)
+    for last in (1, 2):
+        for trial_id in ("zc", "za", "zb"):
+            ledger.write_epochs(trial_id, [{"epoch": epoch} for epoch in range(1, last + 1)])
+    assert len({path for path in (root / "epochs").glob("z*")}) == 2
+    epochs = read_run(root).epochs
+    assert epochs["trial_id"].is_monotonic_increasing
+    own = epochs[epochs["trial_id"].str.startswith("z")]
+    assert list(zip(own["trial_id"], own["epoch"], strict=True)) == [
+        ("za", 1),
+        ("za", 2),
+        ("zb", 1),
+        ("zb", 2),
+        ("zc", 1),
+        ("zc", 2),
+    ]
+
+
 def test_whole_numbers_stay_whole_beside_nulls(root):
     trials = read_run(root).trials.set_index("cell")
     assert trials["epochs_run"].dtype == pd.Int32Dtype()
@@ -55,12 +77,12 @@ def test_a_damaged_part_is_passed_over_and_named(root, damage):
 
 
 def test_a_part_cut_in_half_or_with_a_flipped_byte_is_passed_over(root):
-    parts = sorted((root / "epochs").glob("[!s]*.parquet"))
-    parts[0].write_bytes(parts[0].read_bytes()[: parts[0].stat().st_size // 2])
-    flipped = bytearray(parts[1].read_bytes())
-    flipped[60] ^= 1
-    parts[1].write_bytes(bytes(flipped))
-    assert read_run(root).damaged == tuple(f"epochs/{path.name}" for path in parts[:2])
+    cut, changed = sorted((root / "epochs").glob("[!s]*.parquet"))[:2]
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    flipped = bytearray(changed.read_bytes())
+    flipped[len(flipped) // 2] ^= 1  # a value: what pages say of themselves may be lost without harm
+    changed.write_bytes(flipped)
+    assert read_run(root).damaged == (f"epochs/{cut.name}", f"epochs/{changed.name}")
 
 
 def test_a_part_of_an_older_version_reads_with_nulls(root):
@@ -68,6 +90,13 @@ def test_a_part_of_an_older_version_reads_with_nulls(root):
     row = read_run(root).epochs.set_index("trial_id").loc["old"]
     assert row["epoch"] == 1
     assert pd.isna(row["train_loss"])
+
+
+@pytest.mark.parametrize("byte", [b"!", b"\xff"], ids=["another letter", "no letter"])
+def test_a_part_with_a_damaged_column_name_is_passed_over(root, byte):
+    path = sorted((root / "epochs").glob("[!s]*.parquet"))[0]
+    path.write_bytes(path.read_bytes().replace(b"train_loss", b"train" + byte + b"loss"))
+    assert read_run(root).damaged == (f"epochs/{path.name}",)
 
 
 def test_a_part_with_values_of_another_type_is_damaged(root):

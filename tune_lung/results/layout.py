@@ -55,6 +55,10 @@ class RunPaths:
         """Return the part without rows that makes an empty table readable."""
         return self.part(table, "schema")
 
+    def damaged_part(self, table: str, part: str) -> Path:
+        """Return where a damaged part is kept once its trials are written anew; readers of the folder pass it over."""
+        return self.table(table) / f".{part}.damaged"
+
     def parts(self, table: str) -> list[Path]:
         """List the Parquet files of a table in the order of their names, unfinished ones left out."""
         return sorted(path for path in self.table(table).glob("*.parquet") if not path.name.startswith("."))

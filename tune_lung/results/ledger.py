@@ -1,7 +1,8 @@
 """Writing a run's tables: whole files, checked against the schema.
 
 The driver is the only writer of a run, but for `validation_predictions/<trial_id>.parquet`, which the trial's worker
-writes. Each trial has its own parts, replaced whole as it goes on, so that no writer waits for another.
+writes. The tables that grow with every trial and epoch lie in parts that a few trials share (`tune_lung.results.parts`);
+predictions and explanations, many rows each, in a part per trial.
 """
 
 import json
@@ -14,11 +15,11 @@ from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tune_lung.errors import InputError
-from tune_lung.files import whole_file, write_text_whole
+from tune_lung.files import write_text_whole
 from tune_lung.results.layout import TABLES, RunPaths
+from tune_lung.results.parts import SharedParts, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
 
 Row = Mapping[str, Any]
@@ -35,6 +36,7 @@ class Ledger:
             root: The run's folder.
         """
         self.paths = RunPaths(Path(root))
+        self._shared_parts: dict[str, SharedParts] = {}
 
     @classmethod
     def create(cls, root: Path, manifest: Mapping[str, Any]) -> Self:
@@ -52,7 +54,7 @@ class Ledger:
         ledger = cls(root)
         classes = tuple(manifest["data"]["classes"])
         for table in TABLES:
-            _write_part(ledger.paths.schema_part(table), table_schema(table, classes).empty_table())
+            write_part(ledger.paths.schema_part(table), table_schema(table, classes).empty_table())
         ledger.write_manifest(manifest)
         return ledger
 
@@ -98,11 +100,11 @@ class Ledger:
         Raises:
             ValueError: A column is unknown or a value has the wrong type; so for every other table.
         """
-        self._write_rows("trials", row["trial_id"], [row])
+        self._replace("trials", row["trial_id"], [row])
 
     def write_epochs(self, trial_id: str, rows: Iterable[Row]) -> None:
         """Replace one trial's epochs; each row gets the trial's id."""
-        self._write_rows("epochs", trial_id, [{**row, "trial_id": trial_id} for row in rows])
+        self._replace("epochs", trial_id, [{**row, "trial_id": trial_id} for row in rows])
 
     def write_decisions(self, rows: Iterable[Row]) -> None:
         """Replace the decisions about every trial that the rows name."""
@@ -110,11 +112,12 @@ class Ledger:
         for row in rows:
             rows_by_trial[row["trial_id"]].append(row)
         for trial_id, own in rows_by_trial.items():
-            self._write_rows("decisions", trial_id, own)
+            self._replace("decisions", trial_id, own)
 
     def write_explanations(self, trial_id: str, rows: Iterable[Row]) -> None:
         """Replace one trial's explanations; each row gets the trial's id."""
-        self._write_rows("explanations", trial_id, [{**row, "trial_id": trial_id} for row in rows])
+        explanations = self._checked("explanations", [{**row, "trial_id": trial_id} for row in rows])
+        write_part(self.paths.part("explanations", trial_id), explanations)
 
     def write_predictions(self, trial_id: str, predictions: pd.DataFrame) -> None:
         """Replace one trial's predictions on test.
@@ -129,17 +132,23 @@ class Ledger:
         """Replace one trial's predictions on validation at its kept epoch; columns as in `write_predictions`."""
         self._write_frame("validation_predictions", trial_id, predictions.assign(trial_id=trial_id))
 
-    def _write_rows(self, table: str, part: str, rows: list[Row]) -> None:
+    def _replace(self, table: str, trial_id: str, rows: list[Row]) -> None:
+        checked = self._checked(table, rows)
+        if table not in self._shared_parts:
+            self._shared_parts[table] = SharedParts(self.paths, table, self._schema(table))
+        self._shared_parts[table].replace(trial_id, checked)
+
+    def _checked(self, table: str, rows: list[Row]) -> pa.Table:
         schema = self._schema(table)
         for row in rows:
             _check_columns(table, row, schema)
-        _write_part(self.paths.part(table, part), _table_of(table, [_with_nulls(row) for row in rows], schema))
+        return _table_of(table, [_with_nulls(row) for row in rows], schema)
 
     def _write_frame(self, table: str, part: str, frame: pd.DataFrame) -> None:
         schema = self._schema(table)
         _check_columns(table, frame.columns, schema)
         complete = frame.reindex(columns=schema.names)
-        _write_part(self.paths.part(table, part), _table_of(table, complete, schema))
+        write_part(self.paths.part(table, part), _table_of(table, complete, schema))
 
     def _schema(self, table: str) -> pa.Schema:
         return table_schema(table, self.classes)
@@ -182,8 +191,3 @@ def _table_of(table: str, values: list[dict[str, Any]] | pd.DataFrame, schema: p
         return pa.Table.from_pylist(values, schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"A value does not fit its column of the table {table}: {error}") from error
-
-
-def _write_part(path: Path, table: pa.Table) -> None:
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)

@@ -1,17 +1,19 @@
 """Reading a run's tables: as pandas frames, damaged parts passed over and named."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from tune_lung.errors import InputError
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
+from tune_lung.results.parts import DamagedPartError, read_part
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
 
 _NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -58,11 +60,12 @@ class Run:
         return bool(self.manifest["data"]["synthetic"])
 
 
-def read_run(root: Path) -> Run:
+def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:
     """Read a run, finished or not.
 
     Args:
         root: The run's folder.
+        only: Tables to read; the others come without rows.
 
     Returns:
         The run; a part that cannot be read is left out and named in `damaged`.
@@ -78,26 +81,32 @@ def read_run(root: Path) -> Run:
             f" {SCHEMA_VERSION}). Update tune_lung."
         )
     damaged: list[str] = []
-    tables = {name: _read_table(paths, name, manifest["data"]["classes"], damaged) for name in TABLES}
+    classes = manifest["data"]["classes"]
+    tables = {name: _read_table(name, paths.parts(name) if name in only else [], classes, damaged) for name in TABLES}
     return Run(paths=paths, manifest=manifest, damaged=tuple(damaged), **tables)
 
 
-def _read_table(paths: RunPaths, name: str, classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn a table's rows into JSON values by column name; what is null is left out."""
+    rows = [
+        {str(name): value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+    return [{name: value for name, value in row.items() if isinstance(value, list) or not pd.isna(value)} for row in rows]
+
+
+def _read_table(name: str, parts_found: Sequence[Path], classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
     schema = table_schema(name, classes)
     parts = [schema.empty_table()]
-    for path in paths.parts(name):
+    for path in parts_found:
         try:
-            parts.append(_conformed(pq.ParquetFile(path, page_checksum_verification=True).read(), schema))
-        except (pa.ArrowException, OSError):
+            parts.append(read_part(path, schema))
+        except (DamagedPartError, OSError):
             damaged.append(f"{name}/{path.name}")
-    frame: pd.DataFrame = pa.concat_tables(parts).to_pandas(types_mapper=_NULLABLE.get)
+    frame: pd.DataFrame = _by_trial(pa.concat_tables(parts)).to_pandas(types_mapper=_NULLABLE.get)
     return frame
 
 
-def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Bring a part of an older version to today's columns: those it lacks are null."""
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+def _by_trial(table: pa.Table) -> pa.Table:
+    """Order rows by trial, those of one trial as they were written: which trials share a part is an accident."""
+    return table.take(pc.sort_indices(table["trial_id"])) if "trial_id" in table.column_names else table

@@ -1,0 +1,1 @@
+"""Measurements of tune_lung itself; no part of the installed package."""

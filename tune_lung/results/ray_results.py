@@ -1,0 +1,135 @@
+"""Old results folders of Ray Tune, read without Ray: each trial's `params.json` and `result.json`, and nothing else.
+
+Ray's other files are pickles, which run whatever they hold when they are read.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tune_lung.errors import InputError
+from tune_lung.results.imported import ForeignSearch, ForeignTrial
+from tune_lung.results.ledger import Row
+from tune_lung.results.schema import TrialStatus, table_schema
+
+_SCORES = ("selection_score", "val_macro_recall", "val_micro_recall", "val_loss")
+"""What trials are ranked by: the first of these that was reported."""
+_EPOCH_COLUMNS = tuple(name for name in table_schema("epochs", ()).names if name not in ("trial_id", "epoch"))
+_FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds")
+
+_Results = Sequence[Mapping[str, Any]]
+
+
+def read_ray_results(folder: Path) -> ForeignSearch:
+    """Read one experiment.
+
+    Ray's results do not say why a trial ended: one that a scheduler stopped says `done` as one that ran to its end does. So
+    a trial that is done after as many epochs as any other has completed, a shorter one counts as stopped; one with an error
+    file has failed.
+
+    Args:
+        folder: The experiment's folder, with a folder for each trial.
+
+    Raises:
+        InputError: No folder in it is a trial's.
+    """
+    found = sorted(path.parent for path in folder.glob("*/params.json"))
+    if not found:
+        raise InputError(
+            f"'{folder.name}' is no results folder of Ray Tune: none of the folders in it holds a params.json. Give the"
+            " experiment's folder."
+        )
+    results_by_trial = {trial.name: _results(trial / "result.json") for trial in found}
+    score_column = _score_column(results_by_trial.values())
+    most_epochs = max(map(len, results_by_trial.values()))
+    trials = [_trial(path, results_by_trial[path.name], score_column, most_epochs) for path in found]
+    ended = tuple(trial for trial in trials if trial is not None)
+    moments = [result["timestamp"] for results in results_by_trial.values() for result in results if _is_moment(result)]
+    num_empty = len(found) - len(ended)
+    return ForeignSearch(
+        name=folder.resolve().name,
+        source="Ray results folder",
+        trials=ended,
+        axes={},
+        select_by=score_column or "unknown",
+        started_utc=datetime.fromtimestamp(min(moments), UTC).isoformat(timespec="seconds") if moments else None,
+        notes=(f"Left out {num_empty} of {len(found)} trials without a readable result",) if num_empty else (),
+    )
+
+
+def _trial(folder: Path, results: _Results, score_column: str | None, most_epochs: int) -> ForeignTrial | None:
+    params = _json_object(folder / "params.json")
+    has_failed = (folder / "error.txt").exists()
+    if params is None or not (results or has_failed):
+        return None
+    last = results[-1] if results else {}
+    is_whole = last.get("done") is True and len(results) == most_epochs
+    return ForeignTrial(
+        name=folder.name,
+        params=_leaves(params),
+        status=TrialStatus.FAILED if has_failed else TrialStatus.COMPLETED if is_whole else TrialStatus.STOPPED,
+        measured={name: last[name] for name in _FACT_COLUMNS if type(last.get(name)) is int},
+        epochs=_epochs(results, score_column),
+    )
+
+
+def _epochs(results: _Results, score_column: str | None) -> tuple[Row, ...]:
+    """Keep each epoch's columns of our names; of an epoch reported twice, as after a restart, the later report counts."""
+    rows: dict[int, dict[str, Any]] = {}
+    for number, result in enumerate(results, start=1):
+        epoch = next((result[name] for name in ("epoch", "training_iteration") if _is_epoch(result.get(name))), number)
+        rows[epoch] = {"epoch": epoch} | {name: float(result[name]) for name in _EPOCH_COLUMNS if _is_number(result.get(name))}
+        if score_column in rows[epoch]:
+            score = rows[epoch][score_column]
+            rows[epoch]["selection_score"] = -score if score_column == "val_loss" else score
+    return tuple(rows[epoch] for epoch in sorted(rows))
+
+
+def _score_column(all_results: Iterable[_Results]) -> str | None:
+    reported = {name for results in all_results for result in results for name in result}
+    return next((name for name in _SCORES if name in reported), None)
+
+
+def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested settings, such as Ray Train's `train_loop_config`, to their innermost names."""
+    leaves: dict[str, Any] = {}
+    for name, value in params.items():
+        leaves |= _leaves(value) if isinstance(value, dict) else {name: value}
+    return leaves
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a trial's results; a killed trial may have left its last one torn."""
+    results: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        result = _parsed(line)
+        if result is None:
+            break
+        results.append(result)
+    return results
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    return _parsed(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_epoch(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_moment(result: Mapping[str, Any]) -> bool:
+    return _is_number(result.get("timestamp"))
