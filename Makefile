@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: $$("$(BASE_PYTHON)" --version) is too old: 3.11 or newer is needed. Name one: make BASE_PYTHON=..." >&2; exit 2; }
 	@echo "Setting up $(VENV), once; this takes some minutes ..."
 	@"$(BASE_PYTHON)" -m venv $(VENV)
-	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,check,tensorboard,mlflow,wandb]'
 	@touch $@
 
 search: $(READY) ## the main job in small: freeze_grid on synthetic X-rays, with its table and figure

@@ -8,13 +8,13 @@ from hypothesis import given
 
 from tune_lung.config import TrialConfig
 from tune_lung.errors import InputError
-from tune_lung.space import Arm, Grid, SearchSpace
+from tune_lung.space import Arm, Choice, Grid, IntRange, LogUniform, SearchSpace
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 
 SHIPPED = shipped_space_files()
 each_shipped_space = pytest.mark.parametrize("name", sorted(SHIPPED))
 
-HEADER = """from tune_lung.space import Arm, Grid, SearchSpace
+HEADER = """from tune_lung.space import Arm, Choice, Grid, IntRange, LogUniform, SearchSpace, Uniform
 """
 
 
@@ -214,15 +214,45 @@ def test_a_users_space_is_named_after_its_file(space_file):
             "import absent_module",
             r"^mine\.py, line 2 \(import absent_module\) raised ModuleNotFoundError when loaded: No module named 'absent_module'",
         ),
-        ("SPACE = SearchSpace(arms=(Arm(depht=3),))", "^mine, arm 1: There is no field 'depht'. Did you mean 'depth'"),
-        ("SPACE = SearchSpace(arms=(Arm(), Arm(model='resnet18', depth=3)))", "^mine, arm 2: depth does not apply"),
-        ("SPACE = SearchSpace(arms=(Arm(batch_size=Grid(0, 8)),))", "^mine, arm 1: batch_size must be at least 2"),
-        ("SPACE = SearchSpace(arms=(Arm(), Arm(model='cnn', batch_size=8)))", "^mine, arm 2: cell 'cnn' stands in arm 1 too"),
+        ("SPACE = SearchSpace(arms=(Arm(depht=3),))", r"^mine\.py, arm 1: There is no field 'depht'. Did you mean 'depth'"),
+        ("SPACE = SearchSpace(arms=(Arm(), Arm(model='resnet18', depth=3)))", r"^mine\.py, arm 2: depth does not apply"),
+        ("SPACE = SearchSpace(arms=(Arm(batch_size=Grid(0, 8)),))", r"^mine\.py, arm 1: batch_size must be at least 2"),
+        (
+            "SPACE = SearchSpace(arms=(Arm(), Arm(model='cnn', batch_size=8)))",
+            r"^mine\.py, arm 2: cell 'cnn' stands in arm 1 too",
+        ),
         (
             "SPACE = SearchSpace(arms=(Arm(), Arm(batch_size=Grid(64, 128))))",
-            "^mine, arm 2: cell 'cnn batch_size=128' trains the same as 'cnn'",
+            r"^mine\.py, arm 2: cell 'cnn batch_size=128' trains the same as 'cnn'",
         ),
         ("SPACE = SearchSpace(arms=(Arm(learning_rate=Grid(1, 1.0)),))", "'cnn learning_rate=1.0' trains the same"),
+        ("SPACE = SearchSpace(arms=(Arm(depth=Grid(2, 2)),))", r"^mine\.py, .*depth=2' trains the same|names a value twice"),
+        ("SPACE = SearchSpace(arms=(Arm(depth=Grid()),))", r"^mine\.py, line 2 \(.*depth=Grid\(\).*\): "),
+        ("SPACE = SearchSpace(arms=(Arm(depth=Choice(3)),))", r"^mine\.py, line 2 \(.*depth=Choice.*leaves nothing to choose"),
+        (
+            "SPACE = SearchSpace(arms=(Arm(\n    learning_rate=LogUniform(1e-2, 1e-4),\n),))",
+            r"^mine\.py, line 3 \(learning_rate=LogUniform\(1e-2, 1e-4\),\): .* must rise from low to high",
+        ),
+        ("SPACE = SearchSpace(arms=(Arm(depth=IntRange(5, 2)),))", r"line 2 \(.*depth=IntRange.* must rise from low to high"),
+        ("SPACE = SearchSpace(arms=(Arm(depth=IntRange(2.0, 5)),))", r"line 2 \(.*depth=IntRange.* must have whole numbers"),
+        ("SPACE = SearchSpace(arms=(Arm(weight_decay=LogUniform(0, 1)),))", r"line 2 \(.*weight_decay.* must lie above 0"),
+        (
+            "SPACE = SearchSpace(arms=(Arm(weight_decay=Uniform(0, '1')),))",
+            r"^mine\.py, line 2 \(.*weight_decay=Uniform.* must have finite numbers",
+        ),
+        ("SPACE = SearchSpace(arms=(Arm(learning_rate='fast'),))", r"arm 1: learning_rate must be a number, not 'fast'"),
+        ("SPACE = SearchSpace(arms=(Arm(batch_size=lambda: 3),))", r"arm 1: batch_size must be a whole number, not <function"),
+        ("SPACE = SearchSpace(arms=(Arm(learning_rate=LogUniform(1e-3, 20)),))", "arm 1: learning_rate must be .* not 20"),
+        ("SPACE = SearchSpace(arms=(Arm(depth=IntRange(2, 9)),))", "arm 1: depth must be 2 to 7, not 9"),
+        ("SPACE = SearchSpace(arms=(Arm(model='cnn', frozen_blocks=IntRange(0, 4)),))", "arm 1: frozen_blocks does not apply"),
+        ("SPACE = SearchSpace(arms=(Arm(model=Choice('cnn', 'resnet18')),))", "arm 1: model cannot be sampled"),
+        ("SPACE = SearchSpace(arms=(Arm(max_epochs=IntRange(5, 9)),))", "arm 1: max_epochs cannot be sampled"),
+        (
+            "SPACE = SearchSpace(arms=(Arm(depth=IntRange(2, 4)),), first_points=({'depth': 9},))",
+            r"^mine\.py, the first point \{'depth': 9\} lies in no cell",
+        ),
+        ("SPACE = SearchSpace(arms=(Arm(),), study='run')", r"study cannot be 'run'.*Allowed: arm, cell"),
+        ("1 / 0", r"^mine\.py, line 2 \(1 / 0\) raised ZeroDivisionError when loaded: division by zero"),
     ],
 )
 def test_a_wrong_space_file_is_one_line_that_says_where(space_file, text, message):
@@ -245,3 +275,64 @@ def test_loading_a_space_leaves_nothing_behind_in_the_interpreter(space_file):
     before = set(sys.modules), list(sys.path)
     load_space(space_file("SPACE = SearchSpace(arms=(Arm(model='cnn'),))"))
     assert (set(sys.modules), list(sys.path)) == before
+
+
+# Sampled axes
+
+
+def test_sampled_axes_are_no_part_of_a_cells_name_or_point():
+    space = SearchSpace(arms=(Arm(model="cnn", depth=Grid(2, 3), learning_rate=LogUniform(1e-4, 1e-2)),))
+    assert [(cell.name, dict(cell.point)) for cell in space.cells()] == [
+        ("cnn depth=2", {"model": "cnn", "depth": 2}),
+        ("cnn depth=3", {"model": "cnn", "depth": 3}),
+    ]
+    assert all(set(cell.axes) == {"learning_rate"} for cell in space.cells())
+
+
+def test_a_cell_is_checked_at_both_ends_of_every_axis():
+    (cell,) = SearchSpace(
+        arms=(Arm(depth=IntRange(2, 4), learning_rate=LogUniform(1e-4, 1e-2), batch_size=Choice(8, 16)),)
+    ).cells()
+    points = [(point["depth"], point["learning_rate"], point["batch_size"]) for point in cell.probes()]
+    assert points == [(2, 1e-4, 8), (4, 1e-4, 8), (2, 1e-2, 8), (2, 1e-4, 16), (4, 1e-2, 16)]
+
+
+def test_every_point_of_finite_axes_can_be_listed():
+    (cell,) = SearchSpace(arms=(Arm(depth=IntRange(2, 4), batch_size=Choice(8, 16)),)).cells()
+    listed = [(point["depth"], point["batch_size"]) for point in cell.all_values()]
+    assert listed == [(2, 8), (2, 16), (3, 8), (3, 16), (4, 8), (4, 16)]
+
+
+def test_the_points_of_a_continuous_axis_cannot_be_listed():
+    (cell,) = SearchSpace(arms=(Arm(learning_rate=LogUniform(1e-4, 1e-2)),)).cells()
+    assert cell.all_values() is None
+
+
+@each_shipped_space
+def test_a_space_survives_its_json(name):
+    space = load_space(name)
+    read = SearchSpace.from_json(json.loads(json.dumps(space.as_json())))
+    assert read == space
+    assert read.sha256() == space.sha256()
+
+
+def test_json_that_is_no_space_is_refused():
+    with pytest.raises(InputError, match="no search space of this version"):
+        SearchSpace.from_json({"name": "old", "arms": []})
+    content = load_space("freeze_grid").as_json() | {"arms": [{"depth": {"normal": [1, 2]}}]}
+    with pytest.raises(InputError, match=r"no axis of the kind 'normal'"):
+        SearchSpace.from_json(content)
+
+
+@given(low=st.integers(0, 50), span=st.integers(1, 50), step=st.integers(1, 7), value=st.integers(-5, 120))
+def test_a_range_holds_exactly_its_values(low, span, step, value):
+    axis = IntRange(low, low + step * span, step=step)
+    assert axis.contains(value) == (value in axis.all_values())
+    assert axis.all_values()[0] == low
+    assert axis.all_values()[-1] == low + step * span
+
+
+def test_setting_a_sampled_field_leaves_no_axis_and_no_first_value():
+    space = load_space("freeze_tuned").with_fixed({"batch_size": 32})
+    assert all("batch_size" not in cell.axes for cell in space.cells())
+    assert all("batch_size" not in point for point in space.first_points)

@@ -17,7 +17,15 @@ from rich.progress import Progress, TaskID
 from tune_lung.config import PointValue, RunConfig, Split, TrialConfig
 from tune_lung.errors import InputError, exit_status
 from tune_lung.files import shown_path
-from tune_lung.search_options import bytes_of, check_resources, run_config_of, search_parser, space_of, strategy_of
+from tune_lung.search_options import (
+    bytes_of,
+    check_resources,
+    check_trackers,
+    run_config_of,
+    search_parser,
+    space_of,
+    strategy_of,
+)
 from tune_lung.space import SearchSpace
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 from tune_lung.strategy import Strategy
@@ -27,8 +35,10 @@ if TYPE_CHECKING:
     from tune_lung.data.prepare import PreparedData
     from tune_lung.models.weights import WeightsSource
     from tune_lung.results.ledger import Ledger
+    from tune_lung.results.reader import Run
     from tune_lung.tuning.cluster import Resources
     from tune_lung.tuning.plan import DataRequest, SearchSetup
+    from tune_lung.tuning.proposals.studies import KnownTrial
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,11 +72,14 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     space.check(run)
     strategy = strategy_of(options, space)
     check_resources(options)
+    check_trackers(options)
+    earlier = _earlier_run(options, space, strategy, run)
     run_root = _new_run_root(options, space)
 
     # Torch and Ray are imported late: --help, --list-spaces and a wrong option answer at once.
     from tune_lung.models.weights import resolve_weights
     from tune_lung.tuning.cluster import plan_resources, ray_session
+    from tune_lung.tuning.forecasting.dry_run import dry_run
     from tune_lung.tuning.plan import SearchSetup
 
     request = _data_request(options, run)
@@ -95,9 +108,14 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
                 cpus_per_trial=resources.cpus_per_trial,
                 gpus_per_trial=resources.gpus_per_trial,
             )
-            ledger = _new_ledger(run_root, arguments, space, strategy, setup, prepared)
-            console.print(_announcement(space, strategy, setup, resources, prepared), highlight=False, soft_wrap=True)
-            num_completed = _supervise(space, strategy, setup, resources, ledger, console)
+            announcement = _announcement(space, strategy, setup, resources, prepared)
+            console.print(announcement, highlight=False, soft_wrap=True)
+            known = _known_trials(earlier, space, strategy, setup, console)
+            if options.dry_run:
+                dry_run(space, strategy, setup, resources, console=console)
+                return 0
+            ledger = _new_ledger(run_root, arguments, space, strategy, setup, prepared, earlier)
+            num_completed = _supervise(space, strategy, setup, resources, ledger, console, known, options.tracker)
     if num_completed is None:
         return 130
     if num_completed and not options.no_report:
@@ -111,6 +129,30 @@ def _new_run_root(options: argparse.Namespace, space: SearchSpace) -> Path:
     if run_root.exists():
         raise InputError(f"The run '{run_root.name}' exists already. Choose another --name or remove it.")
     return Path(run_root).resolve()
+
+
+def _earlier_run(options: argparse.Namespace, space: SearchSpace, strategy: Strategy, run: RunConfig) -> "Run | None":
+    """Read the run to learn from, and refuse one that cannot be learnt from before anything is decoded."""
+    if options.warm_start is None:
+        return None
+    from tune_lung.results.reader import read_run
+    from tune_lung.tuning.proposals.warm_start import require_compatible
+
+    earlier = read_run(options.warm_start, only=("trials", "epochs"))
+    require_compatible(earlier, space, strategy, run)
+    return earlier
+
+
+def _known_trials(
+    earlier: "Run | None", space: SearchSpace, strategy: Strategy, setup: "SearchSetup", console: Console
+) -> "list[KnownTrial]":
+    from tune_lung.tuning.proposals.warm_start import known_trials, lesson
+
+    if earlier is None:
+        return []
+    known = known_trials(earlier, space, strategy, setup)
+    console.print(lesson(known, earlier), markup=False, highlight=False, soft_wrap=True)
+    return known
 
 
 def _data_request(options: argparse.Namespace, run: RunConfig) -> "DataRequest":
@@ -179,10 +221,11 @@ def _new_ledger(
     strategy: Strategy,
     setup: "SearchSetup",
     prepared: "PreparedData",
+    earlier: "Run | None",
 ) -> "Ledger":
     from tune_lung.results.ledger import Ledger
     from tune_lung.results.manifest import DataFacts, new_manifest
-    from tune_lung.tuning.studies import sampler_options
+    from tune_lung.tuning.proposals.studies import sampler_options
 
     facts = DataFacts(
         fingerprint=prepared.fingerprint,
@@ -201,7 +244,7 @@ def _new_ledger(
         data=facts,
         weights=sources,
     )
-    ledger = Ledger.create(run_root, manifest)
+    ledger = Ledger.create(run_root, {**manifest, "warm_start": earlier.name if earlier else None})
     ledger.write_images(prepared.images)
     return ledger
 
@@ -228,7 +271,14 @@ def _announcement(
 
 
 def _supervise(
-    space: SearchSpace, strategy: Strategy, setup: "SearchSetup", resources: "Resources", ledger: "Ledger", console: Console
+    space: SearchSpace,
+    strategy: Strategy,
+    setup: "SearchSetup",
+    resources: "Resources",
+    ledger: "Ledger",
+    console: Console,
+    known: "Sequence[KnownTrial]",
+    trackers: Sequence[str],
 ) -> int | None:
     """Run the search and write its outcome into the manifest.
 
@@ -240,7 +290,7 @@ def _supervise(
     from tune_lung.tuning.search_run import run_search
 
     try:
-        records = run_search(space, strategy, setup, resources, ledger, console=console)
+        records = run_search(space, strategy, setup, resources, ledger, console=console, known=known, trackers=trackers)
     except KeyboardInterrupt:
         ledger.write_manifest(ended(ledger.read_manifest(), "interrupted"))
         console.print(

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, PointValue, RunConfig, default_select_by, value_from_text
@@ -24,6 +25,7 @@ _OPTION_BY_FIELD = {
     "precision": "--precision",
     "weights": "--weights",
 }
+_PACKAGES_BY_TRACKER = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 _SECONDS_BY_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -124,6 +126,13 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
 def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs (default: %(default)s)")
     group.add_argument("--name", help="the run's folder (default: space and UTC time)")
+    group.add_argument(
+        "--tracker",
+        action="append",
+        default=[],
+        choices=_PACKAGES_BY_TRACKER,
+        help="tell another tool of every epoch; repeatable",
+    )
     group.add_argument("--no-report", action="store_true", help="draw no figures at the end")
 
 
@@ -188,6 +197,20 @@ def check_resources(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value >= lowest:
             raise InputError(f"--{name.replace('_', '-')} must be at least {lowest:g}, not {value:g}.")
+
+
+def check_trackers(options: argparse.Namespace) -> None:
+    """Refuse a tracker whose package is not there.
+
+    Raises:
+        InputError: It has to be installed first.
+    """
+    for name in options.tracker:
+        spec = find_spec(_PACKAGES_BY_TRACKER[name])
+        if spec is None or spec.origin is None:  # no package, or only a folder of its name, such as W&B leaves behind
+            raise InputError(
+                f"--tracker {name} needs a package that is not installed. Install it: pip install 'tune-lung[{name}]'."
+            )
 
 
 def bytes_of(text: str) -> int:

@@ -125,8 +125,10 @@ class Uniform:
         Raises:
             InputError: The bounds are not finite or not rising.
         """
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise InputError(f"{self} must rise from low to high, both finite.")
+        if not all(type(bound) in (int, float) and math.isfinite(bound) for bound in (self.low, self.high)):
+            raise InputError(f"{self} must have finite numbers.")
+        if self.low >= self.high:
+            raise InputError(f"{self} must rise from low to high.")
 
     def ends(self) -> tuple[float, float]:
         """List what must be checked: both bounds."""
@@ -308,7 +310,7 @@ class SearchSpace:
         names: dict[str, int] = {}
         trials: dict[Any, str] = {}
         for number, arm in enumerate(self.arms, start=1):
-            where = f"{self.name}, arm {number}"
+            where = f"arm {number}"
             try:
                 cells = [(cell, [TrialConfig.from_point(point) for point in cell.probes()]) for cell in arm.cells()]
             except InputError as error:
@@ -322,7 +324,7 @@ class SearchSpace:
                     run.check_fits(trial)  # type: ignore[union-attr]
         for point in self.first_points:
             if not any(first_values(cell, point) is not None for cell in self.cells()):
-                raise InputError(f"{self.name}: the first point {dict(point)} lies in no cell.")
+                raise InputError(f"the first point {dict(point)} lies in no cell.")
 
     def max_epochs(self) -> int:
         """Return the most epochs that any trial may run."""

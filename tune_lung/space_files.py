@@ -45,7 +45,10 @@ def load_space(name_or_path: str) -> SearchSpace:
     if not isinstance(space, SearchSpace):
         raise InputError(f"{path.name} has no constant SPACE = SearchSpace(...).")
     space = replace(space, name=path.stem)
-    space.check()
+    try:
+        space.check()
+    except InputError as error:
+        raise InputError(f"{path.name}, {error}") from error
     return space
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tune_lung.training import fit as fit_module
 from tune_lung.training.checkpoints import Checkpoints, load
-from tune_lung.training.fit import DivergedError, EpochResult, fit
+from tune_lung.training.fit import DivergedError, EpochResult, checkpoint_bytes, fit
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import published_loss_floor
 
@@ -61,7 +61,7 @@ def test_fit_gives_the_same_numbers_twice(make_job: MakeJob, tmp_path: Path) -> 
 def test_fit_gives_the_same_numbers_when_resumed_after_epoch_2(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "_SECONDS_BETWEEN_LAST", 0.0)
+    monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_LAST", 0.0)
     whole = list(fit(make_job(), Checkpoints(tmp_path / "whole")))
     cut = list(islice(fit(make_job(), Checkpoints(tmp_path / "cut")), 2))
     rest = list(fit(make_job(), Checkpoints(tmp_path / "cut")))
@@ -72,7 +72,7 @@ def test_fit_gives_the_same_numbers_when_resumed_after_epoch_2(
 def test_fit_goes_on_from_the_previous_state_when_the_last_is_damaged(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "_SECONDS_BETWEEN_LAST", 0.0)
+    monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_LAST", 0.0)
     checkpoints = Checkpoints(tmp_path)
     list(islice(fit(make_job(), checkpoints), 3))
     content = bytearray(checkpoints.last.read_bytes())
@@ -125,3 +125,14 @@ def test_cosine_schedule_falls_from_the_full_rate(make_job: MakeJob, tmp_path: P
     falling = replace(job, trial=job.trial.with_fields(learning_rate_schedule="cosine", learning_rate=0.01, max_epochs=2))
     # half way through a half cosine the factor is (1 + cos(pi / 2)) / 2 = 1/2
     assert [result.learning_rate for result in fit(falling, Checkpoints(tmp_path))] == pytest.approx([0.01, 0.005])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_checkpoints_take_the_bytes_that_were_counted(make_job: MakeJob, tmp_path: Path, optimizer: str) -> None:
+    job = make_job({"model": "resnet18", "frozen_blocks": 3, "weights": "random", "optimizer": optimizer, "max_epochs": 1})
+    checkpoints = Checkpoints(tmp_path)
+    list(fit(job, checkpoints))
+    counted = checkpoint_bytes(job.trial, job.build_network())
+    sizes = checkpoints.best.stat().st_size, checkpoints.last.stat().st_size
+    # Beside the tensors a file holds their names: about 120 bytes each, 122 tensors and twice as many of the optimizer.
+    assert all(0 < size - expected < 122 * 3 * 150 for size, expected in zip(sizes, counted, strict=True))

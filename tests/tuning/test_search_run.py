@@ -19,9 +19,9 @@ from tune_lung.space import Arm, Choice, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import DataRequest, SearchSetup
+from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.search_run import train
-from tune_lung.tuning.studies import Studies
 
 from tests.tuning.conftest import epoch_result
 

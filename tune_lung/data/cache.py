@@ -99,6 +99,10 @@ class Cache:
         self.make_room()
         return folder
 
+    def has(self, kind: str, key: str, *, check: Callable[[Path], object]) -> bool:
+        """Say whether an entry is there and whole; it is neither built nor held."""
+        return _is_whole(self.root / kind / key, check)
+
     def digests(self, root: Path) -> "Digests":
         """Open the remembered digests of the files under a data folder."""
         name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tune_lung.config import CnnConfig, Protocol, ResNetConfig
 from tune_lung.models import cnn, resnet
 from tune_lung.models.freezing import FrozenPrefix, freeze_blocks
-from tune_lung.models.weights import WeightsSource, load_backbone
+from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource, load_backbone
 from tune_lung.randomness import derive_seed
 
 
@@ -101,6 +101,14 @@ def build_network(
         head = resnet.resnet_head(resnet.num_features(network.model), num_classes=num_classes)
     prefix = freeze_blocks(stages, frozen_blocks=network.frozen_blocks, protocol=protocol)
     return Network(prefix=prefix, rest=nn.Sequential(stages | head), in_channels=resnet.IN_CHANNELS)
+
+
+def network_outline(network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> Network:
+    """Build a network that has shapes and no numbers, on torch's meta device: for counting, at no cost in memory."""
+    with torch.device("meta"):
+        return build_network(
+            network, protocol=protocol, num_classes=num_classes, image_size=image_size, weights=RANDOM_WEIGHTS, seed=0
+        )
 
 
 def count_parameters(network: nn.Module) -> ParameterCount:

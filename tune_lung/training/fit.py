@@ -28,8 +28,12 @@ from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import loss_of
 from tune_lung.training.selection import selection_score
 
+SECONDS_BETWEEN_LAST = 30.0
+"""Least time from one saved state to go on from to the next."""
+
 _SGD_MOMENTUM = 0.9
-_SECONDS_BETWEEN_LAST = 30.0
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
+"""Numbers that each optimizer keeps for every number it trains."""
 
 
 class DivergedError(Exception):
@@ -106,7 +110,7 @@ def fit(job: TrainingJob, checkpoints: Checkpoints) -> Iterator[EpochResult]:
         if state.stopping.is_best(epoch, validation.score):
             checkpoints.save_best(_answering(state.network, epoch, validation.score))
         stop_reason = _stop_reason(job.trial, state.stopping, epoch)
-        if stop_reason or time.monotonic() - saved_at >= _SECONDS_BETWEEN_LAST:
+        if stop_reason or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
             checkpoints.save_last(_snapshot(state, epoch))
             saved_at = time.monotonic()
         yield EpochResult(
@@ -253,6 +257,18 @@ def _snapshot(state: _State, epoch: int) -> Checkpoint:
     tensors = {f"optimizer.{index}.{name}": value for index, values in memory.items() for name, value in values.items()}
     counters = {"epoch": epoch, "best_epoch": state.stopping.best_epoch, "best_score": state.stopping.best_score}
     return Checkpoint(tensors=_named("network", state.network) | tensors, state=counters)
+
+
+def checkpoint_bytes(trial: TrialConfig, network: Network) -> tuple[int, int]:
+    """Count the bytes of the tensors in a trial's `best` and in its `last` checkpoint.
+
+    Args:
+        trial: Names the optimizer.
+        network: Its network, or an outline of it.
+    """
+    best = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in trainable_parameters(network))
+    return best, best + _MOMENTS[trial.optimizer] * trained
 
 
 def _restore(state: _State, checkpoint: Checkpoint) -> None:

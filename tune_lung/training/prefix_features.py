@@ -29,7 +29,7 @@ from tune_lung.data.store import OpenPart, Part
 from tune_lung.errors import InputError
 from tune_lung.evaluation.predictions import input_batches
 from tune_lung.models.freezing import set_prefix_statistics
-from tune_lung.models.network import Network, build_network
+from tune_lung.models.network import Network, build_network, network_outline
 from tune_lung.models.precision import autocast
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.training.job import TrainingJob
@@ -42,6 +42,7 @@ LEAST_GAIN = 1.2
 _BATCH_SIZE = 128
 """Images of one pass, as in validation; a batch of 1 may be computed by other kernels, and round otherwise."""
 _PROBE_BATCH_SIZE = 16
+_KIND = "features"
 _DESCRIPTION = "features.json"
 _STATISTICS = "statistics.safetensors"
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -104,12 +105,12 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
     cache = job.cache
     if cache is None or cache.size_bytes == 0 or not network.has_frozen_prefix or job.trial.augmentation != "none":
         return None
-    if not _fits(job, network, cache) or _gain_of(job) < LEAST_GAIN:
+    if not has_room_for_features(job, cache) or _gain_of(job) < LEAST_GAIN:
         return None
     try:
         folder = cache.entry(
-            "features",
-            content_key(_content(job)),
+            _KIND,
+            features_key(job),
             build=lambda directory: _build(job, network, directory),
             check=PrefixFeatures.open,
         )
@@ -117,6 +118,38 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
         _log.warning("Training goes on without prefix features: %s", error)
         return None
     return PrefixFeatures.open(folder)
+
+
+def features_key(job: TrainingJob) -> str:
+    """Name the cache's entry of a trial's prefix features: trials with the same name share them."""
+    return content_key(_content(job))
+
+
+def has_features(job: TrainingJob, cache: Cache) -> bool:
+    """Say whether a cache holds the features of a trial's prefix already."""
+    return cache.has(_KIND, features_key(job), check=PrefixFeatures.open)
+
+
+def features_bytes(job: TrainingJob) -> int:
+    """Count the bytes that the features of a trial's frozen prefix take, 0 without one; nothing is computed."""
+    size = job.run.image_size
+    network = network_outline(job.trial.network, protocol=job.run.protocol, num_classes=len(job.store.classes), image_size=size)
+    if not network.has_frozen_prefix:
+        return 0
+    with torch.inference_mode():
+        num_values = network.prefix(torch.empty(2, network.in_channels, size, size, device="meta"))[0].numel()
+    num_images = len(job.train.labels_N) + len(job.validation.labels_N)
+    return int(num_images * num_values * _DTYPES[job.trial.precision].itemsize)
+
+
+def has_room_for_features(job: TrainingJob, cache: Cache) -> bool:
+    """Say whether a cache and its disk can take the features of a trial's prefix; where they cannot, a warning is logged."""
+    wanted = features_bytes(job)
+    disk = shutil.disk_usage(cache.root)
+    fits = wanted <= min(cache.size_bytes, disk.free - _ROOM_TO_LEAVE * disk.total)
+    if not fits:
+        _log.warning("Training goes on without prefix features: they need %.1f GB, more than there is room for.", wanted / 1e9)
+    return fits
 
 
 def settle_prefix(job: TrainingJob, network: Network) -> None:
@@ -168,20 +201,6 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter() - started
-
-
-def _fits(job: TrainingJob, network: Network, cache: Cache) -> bool:
-    with torch.inference_mode():
-        size = job.run.image_size
-        image_NCHW = torch.zeros(2, network.in_channels, size, size, device=job.device)
-        num_values = network.prefix(image_NCHW)[0].numel()
-    num_images = len(job.train.labels_N) + len(job.validation.labels_N)
-    wanted = num_images * num_values * _DTYPES[job.trial.precision].itemsize
-    disk = shutil.disk_usage(cache.root)
-    fits = wanted <= min(cache.size_bytes, disk.free - _ROOM_TO_LEAVE * disk.total)
-    if not fits:
-        _log.warning("Training goes on without prefix features: they need %.1f GB, more than there is room for.", wanted / 1e9)
-    return bool(fits)
 
 
 def _content(job: TrainingJob) -> dict[str, Any]:

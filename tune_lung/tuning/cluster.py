@@ -64,6 +64,31 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeOffer:
+    """What one node has for a search."""
+
+    slots: int
+    """Trials that its CPUs and GPUs hold at once."""
+    memory_bytes: float
+    """Memory that was free when Ray started there."""
+
+
+def node_offers(*, cpus_per_trial: float, gpus_per_trial: float) -> list[NodeOffer]:
+    """List what the nodes that are there now offer; those without room for a trial are left out."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    offers = [
+        NodeOffer(
+            slots=_slots(node, cpus=cpus_per_trial, gpus=gpus_per_trial),
+            memory_bytes=node["memory"] + node["object_store_memory"],  # Ray divides what is free; its store stays empty here
+        )
+        for node in nodes
+    ]
+    return [offer for offer in offers if offer.slots > 0]
+
+
 def plan_resources(
     *,
     num_trials: int,

@@ -58,6 +58,8 @@ class TrialRecord:
     """Parameters, multiply-adds, device, seconds spent on prefix features."""
     test_scores: dict[str, float] = field(default_factory=dict)
     """Columns of the sealed evaluation."""
+    moments: list[float] = field(default_factory=lambda: [time.monotonic()])
+    """Monotonic moments of its start and of each epoch's report."""
     flushed_at: float = 0.0
     """Monotonic moment of the last write."""
 
@@ -204,6 +206,7 @@ class Recorder(DriverOnly, Callback):
             return
         record.facts = {name: result[name] for name in _FACT_COLUMNS}
         record.epochs.append({name: result[name] for name in _EPOCH_COLUMNS})
+        record.moments.append(time.monotonic())
         if time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
             self._write(record)
 

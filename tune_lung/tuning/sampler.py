@@ -5,21 +5,14 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tune_lung.results.schema import TrialStatus
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import METRIC, failure_of
+from tune_lung.tuning.proposals.studies import Outcome, Proposal, Studies, outcome_of, outcome_of_repeats
 from tune_lung.tuning.recorder import Recorder
-from tune_lung.tuning.studies import Proposal, Studies
-
-_STATES = {
-    TrialStatus.COMPLETED: TrialState.COMPLETE,
-    TrialStatus.STOPPED: TrialState.PRUNED,
-    TrialStatus.FAILED: TrialState.FAIL,
-}
 
 
 class StudySearch(DriverOnly, Searcher):
@@ -42,7 +35,7 @@ class StudySearch(DriverOnly, Searcher):
         self._started_at = time.monotonic()
         self._next_repeats: deque[tuple[Proposal, int]] = deque()
         self._number_by_trial: dict[str, int] = {}
-        self._ended: dict[int, list[tuple[TrialState, tuple[float, ...] | None]]] = {}
+        self._ended: dict[int, list[Outcome]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Propose the next trial: its cell, its point and the number of its repeat.
@@ -79,11 +72,10 @@ class StudySearch(DriverOnly, Searcher):
             # Ray keeps the result that stopped a trial from its searcher.
             self._studies.observe(number, result["epoch"], result[METRIC])
         values = self._recorder.values_of(trial_id, self._strategy.objectives) if status is TrialStatus.COMPLETED else None
-        state = TrialState.FAIL if status is TrialStatus.COMPLETED and values is None else _STATES[status]
         ended = self._ended.setdefault(number, [])
-        ended.append((state, values))
+        ended.append(outcome_of(status, values))
         if len(ended) == self._strategy.repeats:
-            self._studies.tell(number, *_together(self._ended.pop(number)))
+            self._studies.tell(number, *outcome_of_repeats(self._ended.pop(number)))
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing of the studies: Ray's state files are never read back, the ledger is what a run goes on from."""
@@ -92,13 +84,3 @@ class StudySearch(DriverOnly, Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Refuse: a run goes on from its ledger."""
         raise NotImplementedError("A search goes on from its ledger, never from Ray's files.")
-
-
-def _together(
-    ended: list[tuple[TrialState, tuple[float, ...] | None]],
-) -> tuple[TrialState, tuple[float, ...] | None]:
-    """Make one outcome of a point's repeats: the mean of those that completed; without any, how the first one ended."""
-    completed = [values for _, values in ended if values is not None]
-    if not completed:
-        return ended[0]
-    return TrialState.COMPLETE, tuple(sum(column) / len(completed) for column in zip(*completed, strict=True))

@@ -8,6 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_lung.results.schema import StopReason, TrialStatus, Verdict
+from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import failure_of
@@ -65,6 +66,11 @@ class RungScheduler(DriverOnly, FIFOScheduler):
     def _stopped(self, trial: Trial, reason: StopReason) -> str:
         self._recorder.note_stop(trial.trial_id, reason)
         return TrialScheduler.STOP
+
+
+def groups_of(space: SearchSpace) -> Callable[[str], str]:
+    """Name the trials that a cell's trials are compared with, by the cell's name: all of a grid's, else those of the cell."""
+    return (lambda _: "all cells") if space.is_grid else (lambda cell: cell)
 
 
 def rule_of(strategy: Strategy, *, max_epochs: int) -> StoppingRule | None:

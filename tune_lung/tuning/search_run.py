@@ -18,13 +18,15 @@ from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
-from tune_lung.tuning.progress import ProgressView
+from tune_lung.tuning.proposals.studies import KnownTrial, Studies
 from tune_lung.tuning.recorder import Recorder, TrialRecord
 from tune_lung.tuning.sampler import StudySearch
-from tune_lung.tuning.scheduler import RungScheduler, rule_of
+from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
-from tune_lung.tuning.studies import KnownTrial, Studies
 from tune_lung.tuning.trainable import LungTrial
+from tune_lung.tuning.watching.progress import ProgressView
+from tune_lung.tuning.watching.time_left import work_of_cells
+from tune_lung.tuning.watching.trackers import make_trackers
 
 
 def run_search(
@@ -36,7 +38,7 @@ def run_search(
     *,
     console: Console,
     known: Iterable[KnownTrial] = (),
-    trackers: Sequence[Callback] = (),
+    trackers: Sequence[str] = (),
 ) -> list[TrialRecord]:
     """Search a space and evaluate each cell's best point on the test images.
 
@@ -48,20 +50,29 @@ def run_search(
         ledger: Where everything is written as it happens.
         console: Where progress is shown.
         known: Finished trials of earlier searches, to learn from.
-        trackers: Ray's callbacks that tell other tools of the trials.
+        trackers: Names of other tools that are told of the trials, from `make_trackers`.
 
     Returns:
         Every trial's record.
 
     Raises:
+        InputError: A tracker cannot be opened; nothing was trained.
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     recorder = Recorder(ledger, setup, resources)
     studies = Studies(space, strategy, seed=setup.run.seed, known=known)
-    view = ProgressView(recorder, num_trials=strategy.num_trials(space), max_concurrent=resources.max_concurrent, console=console)
+    view = ProgressView(
+        recorder,
+        space,
+        strategy,
+        work=work_of_cells(space, setup, num_classes=len(ledger.classes)),
+        max_concurrent=resources.max_concurrent,
+        console=console,
+    )
+    opened = make_trackers(trackers, recorder, setup.run_root)
     try:
         with view:
-            train(space, strategy, studies, setup, resources, recorder, callbacks=[view, *trackers])
+            train(space, strategy, studies, setup, resources, recorder, callbacks=[view, *opened])
     finally:
         recorder.flush()
     _evaluate(recorder, strategy, setup, resources, ledger)
@@ -95,7 +106,7 @@ def train(
     scheduler = RungScheduler(
         rule_of(strategy, max_epochs=space.max_epochs()),
         recorder,
-        group_of=(lambda _: "all cells") if space.is_grid else (lambda cell: cell),
+        group_of=groups_of(space),
         is_out_of_time=search.is_out_of_time,
     )
     bound = tune.with_resources(

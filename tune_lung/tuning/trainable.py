@@ -13,8 +13,7 @@ from tune_lung.config import CnnConfig, Protocol, ResNetConfig
 from tune_lung.data.cache import Cache
 from tune_lung.evaluation.predictions import predictions_frame
 from tune_lung.models.cost import mult_adds
-from tune_lung.models.network import build_network, count_parameters
-from tune_lung.models.weights import RANDOM_WEIGHTS
+from tune_lung.models.network import count_parameters, network_outline
 from tune_lung.results.ledger import Ledger
 from tune_lung.training.fit import DivergedError, EpochResult, fit
 from tune_lung.tuning.device import claim_device, device_name
@@ -70,7 +69,7 @@ class LungTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._plan = self._setup.plan_trial(config["cell"], config["point"], config["repeat"])
         run = self._setup.run
-        self._facts = {"device": device_name(self._device)} | _network_facts(
+        self._facts = {"device": device_name(self._device)} | network_facts(
             self._plan.trial.network,
             protocol=run.protocol,
             num_classes=len(self._store.classes),
@@ -87,10 +86,8 @@ class LungTrial(tune.Trainable):
 
 
 @lru_cache(maxsize=64)
-def _network_facts(network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> dict[str, int]:
+def network_facts(network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> dict[str, int]:
     """Count a network's parameters and multiply-adds; the weights it starts from play no part."""
-    built = build_network(
-        network, protocol=protocol, num_classes=num_classes, image_size=image_size, weights=RANDOM_WEIGHTS, seed=0
-    )
+    built = network_outline(network, protocol=protocol, num_classes=num_classes, image_size=image_size)
     total, trainable = count_parameters(built)
     return {"total_params": total, "trainable_params": trainable, "mult_adds": mult_adds(built, image_size)}

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from tune_lung.space import Arm, Choice, Grid, IntRange, LogUniform, SearchSpace, Uniform
 from tune_lung.space_files import load_space, shipped_space_files
 from tune_lung.strategy import SAMPLERS, SELECTION, Objective, Strategy
-from tune_lung.tuning.studies import KnownTrial, Proposal, Studies, sampler_options
+from tune_lung.tuning.proposals.studies import KnownTrial, Proposal, Studies, sampler_options
 
 TUNED = SearchSpace(
     arms=(Arm(model="resnet18", frozen_blocks=Grid(0, 4), learning_rate=LogUniform(1e-4, 1e-2), batch_size=Choice(16, 32)),)

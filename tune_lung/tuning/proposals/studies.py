@@ -5,6 +5,7 @@ stopped is PRUNED and keeps its intermediate values, one that failed or diverged
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,20 @@ from optuna.trial import Trial, TrialState
 
 from tune_lung.config import PointValue
 from tune_lung.randomness import derive_seed
+from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, Choice, IntRange, LogUniform, SampledAxis, SearchSpace, first_values
-from tune_lung.strategy import Strategy
+from tune_lung.strategy import Objective, Strategy
 
 Values: TypeAlias = Mapping[str, PointValue]
 """One value for each sampled axis of a cell."""
+Outcome: TypeAlias = tuple[TrialState, tuple[float, ...] | None]
+"""How a study is told that a trial ended, with one number for each objective where it is COMPLETE."""
+
+_STATES = {
+    TrialStatus.COMPLETED: TrialState.COMPLETE,
+    TrialStatus.STOPPED: TrialState.PRUNED,
+    TrialStatus.FAILED: TrialState.FAIL,
+}
 
 _MOST_PROPOSALS_OF_KNOWN_POINTS = 8
 _STARTUP_TRIALS = 10
@@ -64,6 +74,8 @@ class KnownTrial:
     """What it gave, one number for each objective; None where it failed or was stopped."""
     scores: Mapping[int, float]
     """Its selection score by epoch."""
+    is_comparable: bool = True
+    """Whether the search would train the same; False where images or weights were others and numbers mean something else."""
 
 
 @dataclass
@@ -85,9 +97,13 @@ class Studies:
             space: What is tried.
             strategy: Sampler, points per cell and objectives.
             seed: Root of the samplers' seeds.
-            known: Finished trials of earlier searches; their points are not proposed again.
+            known: Finished trials of earlier searches. Comparable ones are learnt from and their points are not proposed
+                again; of the others only the values are taken, to be tried first.
         """
         self._space, self._strategy, self._seed = space, strategy, seed
+        known = tuple(known)
+        # With the seed of a cold start, a random sampler would draw the points that are known already.
+        self._warmth = (len(known),) if known else ()
         self._studies: dict[str, optuna.Study] = {}
         self._asked: list[_Asked] = []
         self._by_point: dict[str, _Asked] = {}
@@ -158,7 +174,7 @@ class Studies:
 
     def _ask(self, cell: Cell, fixed: Values) -> tuple[Trial, Values]:
         study = self._study_of(cell)
-        parameters = {name: _as_parameter(value) for name, value in (dict(cell.grid) | dict(fixed)).items()}
+        parameters = {name: as_parameter(value) for name, value in (dict(cell.grid) | dict(fixed)).items()}
         if parameters:
             study.enqueue_trial(parameters)
         trial = study.ask(fixed_distributions=self._distributions(cell))
@@ -189,6 +205,9 @@ class Studies:
         return left[generator.integers(len(left))] if left else None
 
     def _learn(self, trial: KnownTrial) -> None:
+        if not trial.is_comparable:
+            self._first[trial.cell.name].appendleft(trial.values)
+            return
         distributions = self._distributions(trial.cell)
         values = dict(trial.cell.grid) | dict(trial.values)
         study = self._study_of(trial.cell)
@@ -196,7 +215,7 @@ class Studies:
             optuna.trial.create_trial(
                 state=trial.state,
                 values=None if trial.objective_values is None else list(trial.objective_values),
-                params={name: _as_parameter(values[name]) for name in distributions},
+                params={name: as_parameter(values[name]) for name in distributions},
                 distributions=distributions,
                 intermediate_values=dict(trial.scores) if self._strategy.has_one_objective else {},
             )
@@ -206,7 +225,7 @@ class Studies:
     def _study_of(self, cell: Cell) -> optuna.Study:
         name = self._study_name(cell)
         if name not in self._studies:
-            seed = derive_seed(self._seed, "sampler", name) % 2**32
+            seed = derive_seed(self._seed, "sampler", name, *self._warmth) % 2**32
             directions = [
                 StudyDirection.MAXIMIZE if one.sign > 0 else StudyDirection.MINIMIZE for one in self._strategy.objectives
             ]
@@ -226,7 +245,7 @@ class Studies:
         """Say what its study knows of a cell: the sampled axes and, where cells share a study, the grid's."""
         grid = self._space.arms[cell.arm].grid_axes() if self._is_shared else {}
         enumerated = {
-            name: CategoricalDistribution([_as_parameter(value) for value in axis.values]) for name, axis in grid.items()
+            name: CategoricalDistribution([as_parameter(value) for value in axis.values]) for name, axis in grid.items()
         }
         return enumerated | {name: distribution_of(axis) for name, axis in cell.axes.items()}
 
@@ -264,19 +283,51 @@ def make_sampler(strategy: Strategy, *, seed: int) -> BaseSampler:
 def distribution_of(axis: SampledAxis) -> BaseDistribution:
     """Write an axis as an Optuna distribution."""
     if isinstance(axis, Choice):
-        return CategoricalDistribution([_as_parameter(value) for value in axis.values])
+        return CategoricalDistribution([as_parameter(value) for value in axis.values])
     if isinstance(axis, IntRange):
         return IntDistribution(axis.low, axis.high, step=axis.step)
     return FloatDistribution(axis.low, axis.high, log=isinstance(axis, LogUniform))
 
 
-def _as_parameter(value: PointValue) -> CategoricalChoiceType:
+def as_parameter(value: PointValue) -> CategoricalChoiceType:
+    """Write a value as Optuna takes it: a list as JSON text."""
     return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def objective_values(row: Mapping[str, Any], objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+    """Read a trial's number for each objective from its row of the table `trials`.
+
+    Returns:
+        The numbers; None where one was not measured.
+    """
+    values = [row.get(objective.column) for objective in objectives]
+    measured = tuple(float(value) for value in values if value is not None and math.isfinite(value))
+    return measured if len(measured) == len(objectives) else None
+
+
+def outcome_of(status: TrialStatus, values: tuple[float, ...] | None) -> Outcome:
+    """Say how a trial ended as a study is told it.
+
+    Args:
+        status: How it ended; not `running`.
+        values: Its number for each objective; None where one was not measured: nothing can be learnt from it then.
+    """
+    if status is not TrialStatus.COMPLETED:
+        return _STATES[status], None
+    return (TrialState.FAIL, None) if values is None else (TrialState.COMPLETE, values)
+
+
+def outcome_of_repeats(outcomes: Sequence[Outcome]) -> Outcome:
+    """Make one outcome of a point's repeats: the mean of those that completed; without any, how the first one ended."""
+    completed = [values for _, values in outcomes if values is not None]
+    if not completed:
+        return outcomes[0]
+    return TrialState.COMPLETE, tuple(sum(column) / len(completed) for column in zip(*completed, strict=True))
 
 
 def _from_parameter(axis: SampledAxis, parameter: Any) -> PointValue:
     if isinstance(axis, Choice):
-        return next(value for value in axis.values if _as_parameter(value) == parameter)  # type: ignore[no-any-return]
+        return next(value for value in axis.values if as_parameter(value) == parameter)  # type: ignore[no-any-return]
     return parameter  # type: ignore[no-any-return]
 
 

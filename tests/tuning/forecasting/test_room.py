@@ -1,0 +1,94 @@
+"""What cannot fit is refused before it is started."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tune_lung.config import ResNetConfig, RunConfig, TrialConfig
+from tune_lung.errors import InputError
+from tune_lung.tuning.cluster import NodeOffer
+from tune_lung.tuning.forecasting.room import DiskNeed, check_disk, check_gpu_memory, check_memory, checkpoints_need, size_text
+
+GB = 10**9
+
+
+class Disk(NamedTuple):
+    """Looks like what `shutil.disk_usage` gives."""
+
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def _ten_gb_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(100 * GB, 90 * GB, 10 * GB))
+
+
+def need(what: str, num_bytes: int, folder: Path, option: str = "--out") -> DiskNeed:
+    return DiskNeed(what=what, folder=folder, num_bytes=num_bytes, option=option)
+
+
+def test_a_trial_keeps_three_checkpoints_and_adam_makes_two_of_them_larger() -> None:
+    resnet = TrialConfig(network=ResNetConfig(model="resnet18", frozen_blocks=4))
+    found = checkpoints_need([resnet] * 10, RunConfig(), num_classes=4, out=Path("runs"))
+    # ResNet18 of 4 classes: 11,178,564 parameters; 9,600 batch-norm statistics of 4 bytes and 20 counters of 8. At k = 4
+    # Adam keeps two numbers for each of the head's 2,052.
+    network = 4 * (11_178_564 + 9_600) + 20 * 8
+    assert found.num_bytes == 10 * (3 * network + 2 * 2 * 4 * 2_052)
+
+
+@pytest.mark.usefixtures("_ten_gb_free")
+def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
+    check_disk([need("checkpoints", 10 * GB, tmp_path)])
+    with pytest.raises(InputError, match=r"may write 12 GB of checkpoints, and 10 GB are free there\. .* with --out"):
+        check_disk([need("checkpoints", 12 * GB, tmp_path)])
+
+
+@pytest.mark.usefixtures("_ten_gb_free")
+def test_needs_on_one_disk_add_up(tmp_path: Path) -> None:
+    together = [need("checkpoints", 6 * GB, tmp_path), need("prefix features", 6 * GB, tmp_path / "cache", "--cache")]
+    with pytest.raises(InputError, match=r"6\.0 GB of checkpoints and 6\.0 GB of prefix features.*with --out or --cache"):
+        check_disk(together)
+
+
+def test_a_folder_that_is_not_there_yet_is_looked_for_on_the_disk_above_it(tmp_path: Path) -> None:
+    check_disk([need("checkpoints", 1, tmp_path / "not" / "there")])
+    assert not (tmp_path / "not").exists()
+
+
+def test_memory_is_refused_with_the_number_of_trials_that_fit() -> None:
+    offers = [NodeOffer(slots=8, memory_bytes=10 * GB)]
+    check_memory(offers, slots=3, trial_bytes=3 * GB)
+    with pytest.raises(InputError, match=r"4 trials at once need 12 GB of memory, and 10 GB are free\. Use --max-concurrent 3"):
+        check_memory(offers, slots=4, trial_bytes=3 * GB)
+
+
+def test_memory_is_counted_node_by_node() -> None:
+    check_memory([NodeOffer(slots=2, memory_bytes=7 * GB)] * 3, slots=6, trial_bytes=3 * GB)
+
+
+def test_a_trial_that_no_node_can_hold_is_told_to_shrink() -> None:
+    with pytest.raises(InputError, match="Lower batch_size or --image-size"):
+        check_memory([NodeOffer(slots=1, memory_bytes=2 * GB)], slots=1, trial_bytes=3 * GB)
+
+
+@pytest.mark.parametrize(("gpus_per_trial", "num_sharing"), [(0.25, 4), (0.5, 2), (0.4, 2)])
+def test_trials_that_share_a_gpu_must_fit_into_it_together(gpus_per_trial: float, num_sharing: int) -> None:
+    check_gpu_memory(gpus_per_trial=gpus_per_trial, trial_bytes=10 * GB, gpu_bytes=num_sharing * 10 * GB)
+    with pytest.raises(InputError, match=f"{num_sharing} trials on one GPU need {num_sharing}0 GB of its memory"):
+        check_gpu_memory(gpus_per_trial=gpus_per_trial, trial_bytes=10 * GB, gpu_bytes=num_sharing * 10 * GB - 1)
+
+
+@pytest.mark.parametrize(("gpus_per_trial", "gpu_bytes"), [(1.0, GB), (0.0, 0)])
+def test_a_gpu_of_ones_own_and_none_are_enough(gpus_per_trial: float, gpu_bytes: int) -> None:
+    check_gpu_memory(gpus_per_trial=gpus_per_trial, trial_bytes=gpu_bytes, gpu_bytes=gpu_bytes)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0.0 kB"), (4_700_000, "4.7 MB"), (60.4e9, "60 GB"), (999.7e6, "1000 MB"), (1.2e12, "1.2 TB")]
+)
+def test_sizes_are_written_in_decimal_units(num_bytes: float, text: str) -> None:
+    assert size_text(num_bytes) == text

@@ -1,0 +1,83 @@
+"""`--dry-run`: what a search would try, take and need, said before any of it is spent."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tune_lung.config import TrialConfig
+from tune_lung.data.store import PixelStore
+from tune_lung.space import SearchSpace
+from tune_lung.strategy import Strategy
+from tune_lung.tuning.cluster import Resources, node_offers
+from tune_lung.tuning.forecasting.forecast import CellPlan, foresee_epochs, foresee_trials, plan_cells
+from tune_lung.tuning.forecasting.probe import ProbeRequest, largest_point, probe, work_of, workload_of
+from tune_lung.tuning.forecasting.room import DiskNeed, check_disk, check_gpu_memory, check_memory, checkpoints_need
+from tune_lung.tuning.forecasting.view import Measured, Needs, show_needs, show_networks, show_plan, show_time
+from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.scheduler import groups_of
+
+
+def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resources: Resources, *, console: Console) -> None:
+    """Print cells, trials, rungs, epochs, time, disk and memory of a search.
+
+    Every kind of trial is trained for a few steps under the conditions of the search. Nothing is written but in the cache.
+
+    Args:
+        space: What would be tried.
+        strategy: How.
+        setup: What its trials share; its run's folder is not made.
+        resources: What each trial would get.
+        console: Where to print.
+
+    Raises:
+        InputError: Disk, memory or GPU memory cannot hold the search.
+    """
+    plans = plan_cells(space, strategy)
+    trials = foresee_trials(plans, strategy)
+    epochs = foresee_epochs(trials, strategy, group_of=groups_of(space))
+    show_plan(plans, epochs, strategy, compares_all=space.is_grid, console=console)
+
+    store = PixelStore.open(setup.store)
+    configs = [trial.trial for trial in trials]
+    checkpoints = checkpoints_need(configs, setup.run, num_classes=len(store.classes), out=setup.run_root.parent)
+    check_disk([checkpoints])
+    offers = node_offers(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
+    slots = max(1, min(resources.max_concurrent, len(trials), sum(offer.slots for offer in offers)))
+    measured = _measure(plans, strategy, setup, slots, console)
+    features = _features_need(measured, setup)
+    check_disk([checkpoints, features])
+    check_memory(offers, slots=slots, trial_bytes=measured.memory_bytes)
+    check_gpu_memory(gpus_per_trial=resources.gpus_per_trial, trial_bytes=measured.gpu_memory_bytes, gpu_bytes=measured.gpu_bytes)
+    show_networks(trials, measured, num_images=store.num_images["train"], console=console)
+    show_time(trials, epochs, measured, strategy, slots=slots, console=console)
+    show_needs(Needs(checkpoints=checkpoints, features=features, offers=offers, slots=slots), measured, console=console)
+
+
+def _measure(plans: Sequence[CellPlan], strategy: Strategy, setup: SearchSetup, slots: int, console: Console) -> Measured:
+    """Probe every kind of trial once: those that stand for their cells, and the largest of each cell for its memory."""
+    requests: dict[TrialConfig, ProbeRequest] = {}
+    for plan in plans:
+        for point in (*plan.samples, largest_point(plan.cell, image_size=setup.run.image_size)):
+            workload = workload_of(TrialConfig.from_point(point))
+            requests.setdefault(workload, ProbeRequest(cell=plan.cell.name, point=point, repeats=strategy.repeats))
+    ordered = sorted(requests, key=lambda workload: work_of(workload, image_size=setup.run.image_size), reverse=True)
+    with Progress(*Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("Probing", total=len(ordered))
+        costs, worker_seconds = probe(
+            [requests[workload] for workload in ordered],
+            setup,
+            slots=slots,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+    return Measured(cost_by_workload=dict(zip(ordered, costs, strict=True)), worker_seconds=worker_seconds)
+
+
+def _features_need(measured: Measured, setup: SearchSetup) -> DiskNeed:
+    """Add up the prefix features that are still to be computed, each once, as far as the cache may grow."""
+    costs = measured.cost_by_workload.values()
+    bytes_by_name = {name: cost.features_bytes for cost in costs for name in cost.features_to_build if name is not None}
+    with setup.data.open_cache() as cache:
+        folder = cache.root
+    num_bytes = min(sum(bytes_by_name.values()), setup.data.cache_size_bytes)
+    return DiskNeed(what="prefix features", folder=folder, num_bytes=num_bytes, option="--cache")

@@ -1,0 +1,271 @@
+"""What a trial costs: each kind of trial is trained for a few real steps, as the search would train it.
+
+A probe is `fit` itself on the first few images, in a Ray task with a trial's resources, while as many tasks run as the
+search will run trials. What it writes lies in the cache for as long as it runs.
+"""
+
+import itertools
+import resource
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ray
+import torch
+
+from tune_lung.config import CnnConfig, PointValue, ResNetConfig, TrialConfig
+from tune_lung.data.cache import Cache
+from tune_lung.data.store import OpenPart, Part, PixelStore
+from tune_lung.errors import InputError
+from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
+from tune_lung.models.cost import mult_adds
+from tune_lung.models.network import network_outline
+from tune_lung.space import Cell
+from tune_lung.training.checkpoints import Checkpoint, Checkpoints, load
+from tune_lung.training.fit import EpochResult, fit
+from tune_lung.training.job import TrainingJob
+from tune_lung.training.prefix_features import features_bytes, features_key, has_features, has_room_for_features, settle_prefix
+from tune_lung.tuning.device import claim_device
+from tune_lung.tuning.forecasting.forecast import TrialCost
+from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.trainable import network_facts
+
+_EPOCHS = 3
+"""Passes over the few images; the first warms up and is not counted."""
+_LEAST_IMAGES = 64
+_LEAST_STEPS = {"cpu": 1, "cuda": 8}
+"""Steps of a pass; a GPU is measured only where the next step waits for the one before."""
+_BATCH_SIZE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest:
+    """One kind of trial to measure."""
+
+    cell: str
+    """Name of a cell that has such trials."""
+    point: Mapping[str, PointValue]
+    """What is trained."""
+    repeats: int
+    """Repeats of each point; each may have features of its own."""
+
+
+def workload_of(trial: TrialConfig) -> TrialConfig:
+    """Strip a trial of what plays no part in its cost: trials with the same workload take the same time and memory."""
+    return trial.with_fields(
+        learning_rate=1e-6,  # nothing diverges in a few steps
+        learning_rate_schedule="constant",
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        max_epochs=_EPOCHS,
+        patience=_EPOCHS,
+    )
+
+
+def largest_point(cell: Cell, *, image_size: int) -> dict[str, PointValue]:
+    """Pick, among a cell's points at the ends of its axes, the one with the most work in a training step."""
+    return max(cell.probes(), key=lambda point: work_of(TrialConfig.from_point(point), image_size=image_size))
+
+
+def work_of(trial: TrialConfig, *, image_size: int) -> tuple[int, int, bool]:
+    """Put a trial's training step in an order by its work: multiply-adds first, then what is not frozen, then augmentation."""
+    frozen_blocks = getattr(trial.network, "frozen_blocks", 0)
+    return trial.batch_size * _mult_adds(trial.network, image_size), -frozen_blocks, trial.augmentation != "none"
+
+
+@cache
+def _mult_adds(network: CnnConfig | ResNetConfig, image_size: int) -> int:
+    outline = network_outline(network, protocol="strict", num_classes=2, image_size=image_size)
+    return mult_adds(outline, image_size)
+
+
+def probe(
+    requests: Sequence[ProbeRequest], setup: SearchSetup, *, slots: int, progress: Callable[[int], None]
+) -> tuple[list[TrialCost], float]:
+    """Measure every kind of trial, each while all slots are busy.
+
+    Args:
+        requests: The kinds, those with most work first, so that the last ones run together.
+        setup: What all trials share; its run's folder is not touched.
+        slots: Tasks at once.
+        progress: Told how many kinds are measured.
+
+    Returns:
+        The costs in the order of the requests; seconds from asking for a worker to its first line of work.
+
+    Raises:
+        InputError: A trial does not fit into memory.
+    """
+    started = time.monotonic()
+    shared = ray.put(setup)
+    resources = {"num_cpus": setup.cpus_per_trial, "num_gpus": setup.gpus_per_trial, "max_retries": 0}
+    begin, measure = ray.remote(begin_work).options(**resources), ray.remote(measure_trial).options(**resources)
+    ray.get([begin.remote(shared) for _ in range(slots)])
+    worker_seconds = time.monotonic() - started
+
+    waiting, fillers = deque(range(len(requests))), itertools.cycle(reversed(range(len(requests))))
+    running: dict[Any, int] = {}
+    costs: dict[int, TrialCost] = {}
+    while len(costs) < len(requests):
+        while len(running) < slots:
+            number = waiting.popleft() if waiting else next(fillers)  # again, only to keep the slot busy
+            running[measure.remote(requests[number], shared)] = number
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        costs.setdefault(running.pop(done), _cost_of(done, slots))
+        progress(len(costs))
+    ray.wait(list(running), num_returns=max(1, len(running)))  # they tidy up after themselves
+    return [costs[number] for number in range(len(requests))], worker_seconds
+
+
+def begin_work(setup: SearchSetup) -> None:
+    """Do in a new worker what comes before any trial."""
+    claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
+
+
+def measure_trial(request: ProbeRequest, setup: SearchSetup) -> TrialCost:
+    """Measure one kind of trial in this process.
+
+    Raises:
+        InputError: It does not fit into the GPU's memory.
+    """
+    device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
+    store = setup.open_store()
+    plans = [setup.plan_trial(request.cell, request.point, repeat) for repeat in range(request.repeats)]
+    with setup.data.open_cache() as cache, tempfile.TemporaryDirectory(prefix="probe-", dir=cache.root) as folder:
+        jobs = [setup.training_job(plan, store=store, device=device, cache=cache) for plan in plans]
+        try:
+            return _measure(jobs, cache, Path(folder))
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"Trials of cell '{request.cell}' with batch_size {plans[0].trial.batch_size} do not fit into the GPU's memory."
+                " Lower batch_size or --image-size, or give each trial more of a GPU with --gpus-per-trial."
+            ) from error
+
+
+def _cost_of(reference: Any, slots: int) -> TrialCost:
+    try:
+        return ray.get(reference)  # type: ignore[no-any-return]
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from error
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise InputError(
+            f"A probe's process died, most likely for want of memory: {slots} trials ran at once. Lower --max-concurrent,"
+            " batch_size or --image-size."
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FewImages(PixelStore):
+    """A pixel store that shows the first images of each part only."""
+
+    num_shown: int
+    """How many."""
+
+    def part(self, name: OpenPart) -> Part:
+        """Map the first images for training or validation."""
+        part = super().part(name)
+        return Part(**{own.name: _first(getattr(part, own.name), self.num_shown) for own in fields(part)})
+
+
+def _first(values: Any, count: int) -> Any:
+    return None if values is None else values[:count]
+
+
+@dataclass(frozen=True)
+class _TimedCheckpoints(Checkpoints):
+    """Checkpoints that keep the time."""
+
+    best_seconds: list[float] = field(default_factory=list)
+    """What each `best` took."""
+    last_seconds: list[float] = field(default_factory=list)
+    """What each `last` took."""
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Replace the best epoch's file."""
+        self.best_seconds.append(_seconds(lambda: super(_TimedCheckpoints, self).save_best(checkpoint)))
+
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Write a new `last`."""
+        self.last_seconds.append(_seconds(lambda: super(_TimedCheckpoints, self).save_last(checkpoint)))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCost:
+    """Train the first repeat's job on a few images, and scale what depends on their number."""
+    full = jobs[0]
+    job = _small_job(full, cache, folder)
+    checkpoints = _TimedCheckpoints(folder / "checkpoints")
+    started = time.perf_counter()
+    network_facts(job.trial.network, protocol=job.run.protocol, num_classes=len(job.store.classes), image_size=job.run.image_size)
+    epochs = fit(job, checkpoints)
+    first = next(epochs)
+    until_first_end = time.perf_counter() - started
+    counted = list(epochs)
+
+    train_share = _num_images(full, "train") / _num_images(job, "train")
+    validation_share = _num_images(full, "validation") / _num_images(job, "validation")
+    share = _num_images(full, "train", "validation") / _num_images(job, "train", "validation")
+    on_gpu, uses_features = job.device.type == "cuda", first.prefix_seconds is not None
+    features_seconds = first.prefix_seconds or 0.0
+    not_start = first.epoch_seconds + first.validation_seconds + checkpoints.best_seconds[0] + features_seconds
+    settle_seconds = 0.0 if uses_features else _settle_seconds(job)
+    return TrialCost(
+        start_seconds=max(0.0, until_first_end - not_start) + settle_seconds * (train_share - 1),
+        features_seconds=features_seconds * share,
+        features_to_build=tuple(features_key(each) if uses_features and not has_features(each, cache) else None for each in jobs),
+        features_bytes=features_bytes(full) if uses_features else 0,
+        epoch_seconds=fmean(result.epoch_seconds for result in counted) * train_share,
+        validation_seconds=fmean(result.validation_seconds for result in counted) * validation_share,
+        best_seconds=fmean(checkpoints.best_seconds) + _predictions_seconds(job, first, folder),
+        last_seconds=fmean(checkpoints.last_seconds),
+        test_seconds=_test_seconds(job, checkpoints, num_images=full.store.num_images["test"]),
+        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        gpu_memory_bytes=torch.cuda.max_memory_reserved(job.device) if on_gpu else 0,
+        gpu_bytes=torch.cuda.get_device_properties(job.device).total_memory if on_gpu else 0,
+    )
+
+
+def _small_job(full: TrainingJob, cache: Cache, folder: Path) -> TrainingJob:
+    """Make the same job over a few images, its features, if they would be used, in a cache of its own."""
+    num_steps = max(_LEAST_STEPS[full.device.type], -(-_LEAST_IMAGES // full.trial.batch_size))
+    few = _FewImages(**vars(full.store), num_shown=num_steps * full.trial.batch_size)
+    own = Cache(root=folder, size_bytes=cache.size_bytes) if has_room_for_features(full, cache) else None
+    return replace(full, trial=workload_of(full.trial), store=few, cache=own)
+
+
+def _num_images(job: TrainingJob, *parts: OpenPart) -> int:
+    return sum(len(job.store.part(part).labels_N) for part in parts)
+
+
+def _settle_seconds(job: TrainingJob) -> float:
+    network = job.build_network()
+    return _seconds(lambda: settle_prefix(job, network))
+
+
+def _predictions_seconds(job: TrainingJob, result: EpochResult, folder: Path) -> float:
+    """Time the writing of an epoch's validation predictions."""
+    return _seconds(
+        lambda: predictions_frame(result.val_logits_NK, job.validation, job.store.classes).to_parquet(folder / "predictions")
+    )
+
+
+def _test_seconds(job: TrainingJob, checkpoints: Checkpoints, *, num_images: int) -> float:
+    """Time the way from a checkpoint to answers for so many images, on validation images."""
+    network = job.build_network()
+    loading = _seconds(lambda: network.load_state_dict(load(checkpoints.best).part("network")))
+    batches = input_batches(job.validation, job.transform(), batch_size=_BATCH_SIZE, device=job.device)
+    answering = _seconds(lambda: predict_logits(network, batches, device=job.device, precision=job.trial.precision))
+    return loading + answering * num_images / len(job.validation.labels_N)

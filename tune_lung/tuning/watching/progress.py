@@ -1,0 +1,200 @@
+"""What a person sees while a search runs: a live view on a terminal, else a line now and then."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ray.tune import Callback
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tune_lung.results.schema import StopReason, TrialStatus
+from tune_lung.space import SearchSpace
+from tune_lung.strategy import Strategy
+from tune_lung.tuning.driver_only import DriverOnly
+from tune_lung.tuning.recorder import Recorder, TrialRecord
+from tune_lung.tuning.watching.time_left import TimeLeft
+from tune_lung.tuning.watching.trial_label import trial_label
+
+_SECONDS_BETWEEN_REDRAWS = 0.5
+_SECONDS_BETWEEN_LINES = 30.0
+_SEPARATOR = " · "
+_NUMBER_WIDTHS = {"epoch": 7, "recall": 6, "best": 6, "img/s": 6}
+_COLUMN_GAP = 2
+_LEAST_LABEL_WIDTH = 24
+"""Characters of a trial's label that a long reason of failure leaves it."""
+
+
+class ProgressView(DriverOnly, Callback):
+    """Shows trials done, the best so far, what runs and the time left; every trial's end stays as a line of its own."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        space: SearchSpace,
+        strategy: Strategy,
+        *,
+        work: Mapping[str, float],
+        max_concurrent: int,
+        console: Console,
+    ) -> None:
+        """Take what is shown.
+
+        Args:
+            recorder: Knows every trial's state.
+            space: What is tried; trials are named by what it samples.
+            strategy: Who is stopped, how many trials there are, and how long they may take together.
+            work: What one image costs in each cell, from `work_of_cells`.
+            max_concurrent: Trials at once at most.
+            console: Where to show. A live view is drawn only on a terminal that can move its cursor.
+        """
+        self._recorder, self._max_concurrent, self._console = recorder, max_concurrent, console
+        self._time_left = TimeLeft(space, strategy, work=work)
+        self._shown_fields = {cell.name: (*cell.axes, *(("repeat",) if strategy.repeats > 1 else ())) for cell in space.cells()}
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
+        self._most_running = 1
+        self._started_at = self._shown_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the live view."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Take the live view away."""
+        if self._live:
+            self._live.stop()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Redraw the live view, or print a line, when it is time."""
+        # A cluster grows, and Ray needs a moment between two trials: as many slots as were ever busy count.
+        self._most_running = max(self._most_running, len(self._recorder.running()))
+        wait = _SECONDS_BETWEEN_REDRAWS if self._live else _SECONDS_BETWEEN_LINES
+        if time.monotonic() - self._shown_at < wait:
+            return
+        self._shown_at = time.monotonic()
+        if self._live:
+            self._live.update(self._picture(), refresh=True)
+        else:
+            self._print_line(_SEPARATOR.join([*self._state(), self._running_text(), *self._best()]))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Print how the trial ended; the line stays above the live view."""
+        record = self._recorder.record_of(trial.trial_id)
+        if record is None:  # taken out of the queue before its start
+            return
+        num_ended = len(self._recorder.records) - len(self._recorder.running())
+        num_trials = self._time_left.num_trials
+        prefix, outcome = f"[{num_ended:>{len(str(num_trials))}}/{num_trials}] ", f": {_outcome(record)}"
+        self._print_line(prefix + self._label(record, room=len(prefix) + len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
+
+    on_trial_error = on_trial_complete
+
+    def _print_line(self, line: str) -> None:
+        """Print one line: cut to a terminal's width, whole in a file."""
+        has_width = self._console.is_terminal
+        self._console.print(Text(line), no_wrap=has_width, overflow="ellipsis" if has_width else None, soft_wrap=not has_width)
+
+    def _picture(self) -> Group:
+        width = self._console.width
+        lines = [*_folded(self._state(), width), *(line[:width] for line in self._best())]
+        return Group(*map(Text, lines), self._table(num_rows=max(1, self._console.height - len(lines) - 3)))
+
+    def _state(self) -> list[str]:
+        """Say how far the search is, in parts."""
+        records, now = self._recorder.records, time.monotonic()
+        counts = Counter(record.status for record in records)
+        ended = f"{len(records) - counts[TrialStatus.RUNNING]} of {self._time_left.num_trials} done"
+        kinds = [f"{counts[kind]} {kind}" for kind in (TrialStatus.STOPPED, TrialStatus.FAILED) if counts[kind]]
+        left = self._time_left.text(
+            records,
+            slots=min(self._most_running, self._max_concurrent),
+            elapsed_seconds=now - self._started_at,
+            now=now,
+        )
+        return [f"{ended} ({', '.join(kinds)})" if kinds else ended, *self._speed(records, now), left]
+
+    def _speed(self, records: list[TrialRecord], now: float) -> list[str]:
+        num_epochs = sum(len(record.moments) - 1 for record in records)
+        if not num_epochs:
+            return []
+        rate = num_epochs / (now - records[0].moments[0])
+        return [f"{rate:.1f} epochs/s" if rate >= 10 else f"{rate:.2g} epochs/s"]
+
+    def _best(self) -> list[str]:
+        leader = self._recorder.leader()
+        if leader is None or leader.best is None:
+            return []
+        start = f"best val macro recall {_percent(leader.best['val_macro_recall'])}: "
+        return [start + self._label(leader, room=len(start))]
+
+    def _running_text(self) -> str:
+        return f"{len(self._recorder.running())} running"
+
+    def _table(self, *, num_rows: int) -> Table:
+        """Draw the running trials, the earliest first, and say how many there is no room for."""
+        running = self._recorder.running()
+        table = Table(box=None, pad_edge=False, padding=(0, _COLUMN_GAP, 0, 0), header_style="dim")
+        table.add_column(self._running_text(), no_wrap=True)
+        for heading, width in _NUMBER_WIDTHS.items():
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+        shown = running if len(running) <= num_rows else running[: num_rows - 1]
+        for record in shown:
+            table.add_row(*self._cells_of(record))
+        if len(shown) < len(running):
+            table.add_row(f"and {len(running) - len(shown)} more")
+        return table
+
+    def _cells_of(self, record: TrialRecord) -> tuple[str, ...]:
+        label = self._label(record, room=sum(_NUMBER_WIDTHS.values()) + _COLUMN_GAP * len(_NUMBER_WIDTHS))
+        epoch = f"{len(record.epochs)}/{record.plan.trial.max_epochs}"
+        if not record.epochs or record.best is None:
+            return label, epoch
+        last = record.epochs[-1]
+        recalls = _percent(last["val_macro_recall"]), _percent(record.best["val_macro_recall"])
+        return label, epoch, *recalls, f"{last['images_per_second']:.0f}"
+
+    def _label(self, record: TrialRecord, *, room: int, least: int = 1) -> str:
+        """Name a trial in what is left of a terminal's line.
+
+        Args:
+            record: The trial.
+            room: Characters that the line needs for the rest.
+            least: Characters to use in any case.
+        """
+        columns = record.plan.trial.columns() | {"repeat": record.plan.repeat}
+        shown = {name: columns[name] for name in self._shown_fields[record.plan.cell]}
+        width = max(least, self._console.width - room) if self._console.is_terminal else None
+        return trial_label(record.plan.cell, shown, width=width)
+
+
+def _outcome(record: TrialRecord) -> str:
+    best = record.best
+    if record.status is TrialStatus.FAILED or best is None:
+        return f"failed: {record.failure}"
+    recall = _percent(best["val_macro_recall"])
+    if record.status is TrialStatus.STOPPED:
+        by = "the time budget" if record.stop_reason is StopReason.TIME else record.stop_reason
+        return f"stopped by {by} at epoch {len(record.epochs)} ({recall})"
+    return f"recall {recall} at epoch {best['epoch']} of {len(record.epochs)}"
+
+
+def _folded(parts: list[str], width: int) -> list[str]:
+    """Join parts into as few lines as a width allows, breaking between parts only."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        joined = lines[-1] + _SEPARATOR + part
+        if len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"

@@ -1,0 +1,227 @@
+"""Other tools that are told of a search, through Ray's own integrations: TensorBoard, MLflow, Weights & Biases.
+
+They are handed our records, never Ray's results: those carry host name, address, process and folders of every worker.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.air.constants import TRAINING_ITERATION
+from ray.tune import Callback
+from ray.tune.logger import LoggerCallback, TBXLoggerCallback
+
+from tune_lung.config import PointValue
+from tune_lung.errors import InputError
+from tune_lung.results.schema import TrialStatus
+from tune_lung.tuning.driver_only import DriverOnly
+from tune_lung.tuning.outcome import failure_of
+from tune_lung.tuning.recorder import Recorder, TrialRecord
+
+_log = logging.getLogger(__name__)
+
+
+def make_trackers(names: Sequence[str], recorder: Recorder, run_root: Path) -> list[Callback]:
+    """Open trackers for a run.
+
+    Args:
+        names: tensorboard, mlflow or wandb, each with its package installed; one named twice is opened once.
+        recorder: What is told comes from it; it must hear of everything before the trackers.
+        run_root: The run's folder; what a tracker keeps on this machine lies in it.
+
+    Raises:
+        InputError: A tracker cannot be opened.
+    """
+    trackers: list[Callback] = []
+    for name in dict.fromkeys(names):
+        try:
+            logger = _OPEN[name](run_root)
+            logger.setup()
+        except Exception as error:
+            raise InputError(f"--tracker {name} cannot be opened: {_one_line(error)}") from error
+        trackers.append(Tracker(name, logger, recorder, run_root / name))
+    return trackers
+
+
+@dataclass(eq=False)
+class TrackedTrial:
+    """What Ray's loggers read of a trial, without what must not leave the machine."""
+
+    trial_id: str
+    """Ours, made unlike that of the same trial in another run: trackers keep runs side by side."""
+    name: str
+    """Its cell, and its repeat where there are several."""
+    config: Mapping[str, PointValue]
+    """What is trained, by field; lists as text."""
+    local_path: str
+    """Folder where a logger may write on this machine."""
+    experiment_dir_name: str
+    """The run's name."""
+
+    @property
+    def evaluated_params(self) -> Mapping[str, PointValue]:
+        """The same, as TensorBoard's logger asks for it."""
+        return self.config
+
+    def init_local_path(self) -> None:
+        """Make its folder."""
+        Path(self.local_path).mkdir(parents=True, exist_ok=True)
+
+    def __str__(self) -> str:
+        """Return its name, as loggers show it."""
+        return self.name
+
+
+class Tracker(DriverOnly, Callback):
+    """Tells one of Ray's loggers of each trial as the ledger has it; a logger that fails is told no more."""
+
+    def __init__(self, name: str, logger: Any, recorder: Recorder, folder: Path) -> None:
+        """Bind a logger to a search.
+
+        Args:
+            name: What it is called in a warning.
+            logger: One of Ray's `LoggerCallback`s, set up; it is given a TrackedTrial for Ray's trial.
+            recorder: Knows every trial.
+            folder: Where its files go, in a folder a trial.
+        """
+        self._name, self._logger, self._recorder, self._folder = name, logger, recorder, folder
+        self._trials: dict[str, TrackedTrial] = {}
+        self._has_failed = False
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Tell what is trained."""
+        record = self._recorder.record_of(trial.trial_id)
+        if record is not None:
+            tracked = self._trials[trial.trial_id] = tracked_trial(record, self._folder)
+            tracked.init_local_path()
+            self._tell(lambda: self._logger.log_trial_start(tracked))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Tell an epoch's row of the table `epochs`; a diverged epoch has none."""
+        record, tracked = self._recorder.record_of(trial.trial_id), self._trials.get(trial.trial_id)
+        if record is not None and tracked is not None and failure_of(result) is None:
+            row = dict(record.epochs[-1])
+            row[TRAINING_ITERATION] = epoch = row.pop("epoch")
+            self._tell(lambda: self._logger.log_trial_result(epoch, tracked, row))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Tell whether it failed."""
+        record, tracked = self._recorder.record_of(trial.trial_id), self._trials.pop(trial.trial_id, None)
+        if record is not None and tracked is not None:
+            self._tell(lambda: self._logger.log_trial_end(tracked, failed=record.status is TrialStatus.FAILED))
+
+    on_trial_error = on_trial_complete
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """Let it finish what it has been told."""
+        self._tell(lambda: self._logger.on_experiment_end([]))
+
+    def _tell(self, message: Callable[[], None]) -> None:
+        """Send a message; a search does not end because somebody else's server does not answer."""
+        if self._has_failed:
+            return
+        try:
+            message()
+        except Exception as error:  # whatever a server, a driver or a disk may raise
+            self._has_failed = True
+            _log.warning(
+                "--tracker %s failed and is told no more; the run's tables have it all. %s", self._name, _one_line(error)
+            )
+
+
+def tracked_trial(record: TrialRecord, folder: Path) -> TrackedTrial:
+    """Describe a trial to a logger.
+
+    Args:
+        record: The trial.
+        folder: Where the logger's files of the run go.
+    """
+    plan, run_name = record.plan, folder.parent.name
+    columns = {name: value for name, value in plan.trial.columns().items() if value is not None}
+    config = {"cell": plan.cell, "repeat": plan.repeat, **columns}
+    return TrackedTrial(
+        trial_id=hashlib.sha256(f"{run_name} {plan.trial_id}".encode()).hexdigest()[:16],
+        name=f"{plan.cell} repeat={plan.repeat}" if plan.repeat else plan.cell,
+        config={name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value for name, value in config.items()},
+        local_path=str(folder / plan.trial_id),
+        experiment_dir_name=run_name,
+    )
+
+
+class _TensorBoard(TBXLoggerCallback):
+    """Ray's logger, without the host's name in the names of its files."""
+
+    def log_trial_start(self, trial: Any) -> None:
+        super().log_trial_start(trial)
+        for file in Path(trial.local_path).glob("events.out.tfevents.*"):
+            moment = file.name.split(".")[3]
+            file.rename(file.with_name(f"events.out.tfevents.{moment}.tune_lung"))
+
+
+def _open_tensorboard(_: Path) -> LoggerCallback:
+    return _TensorBoard()  # type: ignore[no-untyped-call]
+
+
+def _open_mlflow(run_root: Path) -> LoggerCallback:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing about a run leaves the machine unasked
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    address = os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow(run_root)
+    return MLflowLoggerCallback(tracking_uri=address, experiment_name=run_root.name)
+
+
+def _local_mlflow(run_root: Path) -> str:
+    """Make a database for a run; left to itself, MLflow would write this machine's folders into it."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = run_root / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    address = f"sqlite:///{folder / 'mlflow.db'}"
+    SqlAlchemyStore(address, "mlflow-artifacts:/").create_experiment(run_root.name)
+    return address
+
+
+def _open_wandb(run_root: Path) -> LoggerCallback:
+    import wandb
+    from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+
+    class PathlessActor(_WandbLoggingActor):
+        """Takes the folder out of the configuration that Ray sends."""
+
+        def __init__(self, logdir: str, *args: Any, **kwargs: Any) -> None:
+            super().__init__(logdir, *args, **kwargs)
+            self._logdir = Path(logdir).name
+
+    settings = wandb.Settings(
+        host="unnamed",
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        disable_git=True,
+        save_code=False,
+        console="off",
+    )
+    logger = WandbLoggerCallback(
+        project=os.environ.get("WANDB_PROJECT", "tune_lung"),
+        group=run_root.name,
+        mode=os.environ.get("WANDB_MODE"),
+        settings=settings,
+    )
+    logger._logger_actor_cls = PathlessActor
+    return logger
+
+
+_OPEN: dict[str, Callable[[Path], LoggerCallback]] = {
+    "tensorboard": _open_tensorboard,
+    "mlflow": _open_mlflow,
+    "wandb": _open_wandb,
+}
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
