@@ -256,7 +256,7 @@ def sampler_options(strategy: Strategy) -> dict[str, Any]:
         return {
             "n_startup_trials": _STARTUP_TRIALS,
             "n_ei_candidates": 24,
-            "multivariate": strategy.has_one_objective,
+            "multivariate": False,
             "group": False,
             "constant_liar": True,
         }
