@@ -105,7 +105,7 @@ def test_it_says_cells_epochs_and_time_of_a_grid(say: Say) -> None:
 
 
 def test_it_shows_the_exact_rungs(say: Say) -> None:
-    output = say(load_space("freeze_tuned"), samples=4)
+    output = say(load_space("freeze_tuned"), samples=4, grace_epochs=4, reduction_factor=4)
     table = rows(output, "rung")
     assert [row[:2] for row in table] == [["1", "4"], ["2", "16"], ["3", "64"]]
     assert table[0][2] == "about 44"

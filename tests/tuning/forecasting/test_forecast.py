@@ -84,12 +84,12 @@ def test_a_grid_ends_at_patience_at_the_earliest_and_at_max_epochs_at_the_latest
 
 
 def test_asha_ends_a_trial_at_the_first_rung_at_the_earliest() -> None:
-    epochs = epochs_of(load_space("freeze_tuned"), samples=3)
-    assert (len(epochs.least), sum(epochs.least), sum(epochs.most)) == (33, 33 * 4, 33 * 100)  # grace 4
+    epochs = epochs_of(load_space("freeze_tuned"), samples=3, grace_epochs=4)
+    assert (len(epochs.least), sum(epochs.least), sum(epochs.most)) == (33, 33 * 4, 33 * 100)
 
 
 def test_the_rungs_are_those_of_the_search() -> None:
-    epochs = epochs_of(load_space("freeze_tuned").with_fixed({"max_epochs": 20}), samples=4, grace_epochs=1)
+    epochs = epochs_of(load_space("freeze_tuned").with_fixed({"max_epochs": 20}), samples=4, grace_epochs=1, reduction_factor=4)
     assert [rung.epoch for rung in epochs.rungs] == [1, 4, 16]  # grace x 4^k, below 20
     assert epochs.rungs[0].num_compared == 44  # all 11 cells x 4 samples
 
