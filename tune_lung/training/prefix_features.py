@@ -42,6 +42,8 @@ LEAST_GAIN = 1.2
 _BATCH_SIZE = 128
 """Images of one pass, as in validation; a batch of 1 may be computed by other kernels, and round otherwise."""
 _PROBE_BATCH_SIZE = 16
+_PROBE_PAIRS = 3
+"""Steps with and without the prefix, timed in turn: the shortest of each count, for other work only ever adds."""
 _KIND = "features"
 _DESCRIPTION = "features.json"
 _STATISTICS = "statistics.safetensors"
@@ -180,9 +182,9 @@ def cached_prefix_gain(network: ResNetConfig, *, image_size: int, precision: Pre
 
     with autocast(device, precision):
         features_NCHW = probe.prefix(images_NCHW)
-    with_prefix = _seconds(lambda: step(probe, images_NCHW), device)
-    without = _seconds(lambda: step(probe.rest, features_NCHW), device)
-    return with_prefix / without
+    works = (lambda: step(probe, images_NCHW), lambda: step(probe.rest, features_NCHW))
+    pairs = [[_seconds(work, device) for work in works] for _ in range(1 + _PROBE_PAIRS)][1:]  # the first pair warms up
+    return min(with_prefix for with_prefix, _ in pairs) / min(without for _, without in pairs)
 
 
 def _gain_of(job: TrainingJob) -> float:
@@ -194,12 +196,10 @@ def _gain_of(job: TrainingJob) -> float:
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Time one piece of work after one to warm up."""
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
