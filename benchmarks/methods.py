@@ -108,7 +108,7 @@ class StockRay:
         self._cells = problem.space.cells()
         self._search = OptunaSearch(seed=seed)
         self._search.set_search_properties(METRIC, "max", _ray_space(problem))
-        self._scheduler = AsyncHyperBandScheduler(metric=METRIC, mode="max", max_t=problem.max_epochs)
+        self._scheduler: Any = AsyncHyperBandScheduler(metric=METRIC, mode="max", max_t=problem.max_epochs)
         self._num_trials = 0
 
     def propose(self) -> tuple[Cell, Mapping[str, PointValue]] | None:
