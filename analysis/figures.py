@@ -13,54 +13,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import MaxNLocator
 
 from tune_lung.analysis.published import SOURCE, published_runs
-from tune_lung.analysis.tables import comparison_table, data_label, weights_label
+from tune_lung.analysis.style import (
+    DOTS_PER_INCH,
+    MODEL_COLOURS,
+    MODEL_LABELS,
+    STYLE,
+    Floats,
+    scale_log_where_wide,
+    write_ticks_short,
+)
+from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
 from tune_lung.files import whole_file
+from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
-from tune_lung.results.schema import StopReason
-
-Floats: TypeAlias = NDArray[np.float64]
-"""Plotted values."""
+from tune_lung.results.schema import StopReason, TrialStatus
 
 _LineStyle: TypeAlias = Literal["-", "--", "-.", ":"]
-
-DOTS_PER_INCH = 200
-"""Resolution of saved figures."""
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 6.5,
-}
-"""The look of every figure."""
-
-MODEL_COLOURS = {
-    "cnn": "#5a5a5a",
-    "resnet18": "#0072B2",
-    "resnet34": "#D55E00",
-    "resnet50": "#009E73",
-    "resnet101": "#CC79A7",
-    "resnet152": "#8C6D00",
-}
-"""One colour per network, told apart by colour-blind readers (after Okabe and Ito)."""
-
-MODEL_LABELS = {"cnn": "CNN"} | {f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152)}
-"""How figures write the networks' names."""
 
 _RUN_STYLES: tuple[tuple[_LineStyle, str], ...] = (("-", "o"), ("--", "D"), ("-.", "^"))
 MOST_RUNS = len(_RUN_STYLES)
@@ -72,7 +43,6 @@ _DODGE, _WIDEST_SPREAD = 0.12, 0.72
 _PUBLISHED_ALPHA = 0.45
 _LINE_WIDTHS = {"cnn": 2.8, "resnet18": 2.2}
 _LEGEND_ROW = 0.075
-_LOG_FROM_RATIO = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +99,13 @@ class _Series:
 def figure4(*runs: Run) -> Figure:
     """Draw recall, epochs, seconds and parameters over the number of frozen blocks.
 
-    Of every network and depth the cell with the best selection score on validation is drawn. The published runs stand
-    behind, fainter; on synthetic images only where the numbers do not depend on the images. Trials not ended by patience
-    are hollow; stars are epochs on stored features of the frozen prefix. Points of one depth are moved apart a little,
-    so that none hides another.
+    Of every network and depth the point with the best mean selection score on validation is drawn, by its first repeat.
+    The published runs stand behind, fainter; on synthetic images only where the numbers do not depend on the images.
+    Trials not ended by patience are hollow; stars are epochs on stored features of the frozen prefix. Points of one depth
+    are moved apart a little, so that none hides another.
 
     Args:
-        *runs: One run, or several to compare; at most 4.
+        *runs: One run, or several to compare; at most 3.
 
     Returns:
         The figure; `save_figure` writes it.
@@ -145,8 +115,8 @@ def figure4(*runs: Run) -> Figure:
     """
     if not 1 <= len(runs) <= MOST_RUNS:
         raise ValueError(f"figure4 compares 1 to {MOST_RUNS} runs, not {len(runs)}.")
-    tables = [comparison_table(run) for run in runs]
-    own = [series for table, style in zip(tables, _RUN_STYLES, strict=False) for series in _series_of(_drawn(table), *style)]
+    tables = [_drawn(run) for run in runs]
+    own = [series for table, style in zip(tables, _RUN_STYLES, strict=False) for series in _series_of(table, *style)]
     published = _published_series({series.model for series in own})
     is_synthetic = any(run.synthetic for run in runs)
     with mpl.rc_context(STYLE):
@@ -169,10 +139,23 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
-def _drawn(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep of each network and depth the trial with the best selection score."""
-    trained = table[table["epochs_run"].fillna(0) > 0].sort_values("selection_score", ascending=False, kind="stable")
-    return trained.drop_duplicates(["model", "frozen_blocks"]).sort_values("frozen_blocks")
+def _drawn(run: Run) -> pd.DataFrame:
+    """Take of each network and depth the best point's first repeat, with `points` and `repeats`: how many it stands for."""
+    trials, depth = run.trials, ["model", "frozen_blocks"]
+    num_points = trials.drop_duplicates(["cell", "point_id"]).groupby(depth, dropna=False).size()
+    best = best_points(trials[_can_be_drawn(trials)], within=depth).sort_values("repeat", kind="stable")
+    first = best.drop_duplicates(depth).sort_values("frozen_blocks")
+    places = pd.MultiIndex.from_frame(first[depth])
+    counted = first.assign(
+        points=num_points.reindex(places).to_numpy(), repeats=best.groupby(depth, dropna=False).size().reindex(places).to_numpy()
+    )
+    return with_test_intervals(run, counted)
+
+
+def _can_be_drawn(trials: pd.DataFrame) -> pd.Series:
+    """Say which trials have a place in the panels: those with an epoch, of a network whose depth is known."""
+    has_depth = (trials["model"] == "cnn") | trials["frozen_blocks"].notna()
+    return (trials["epochs_run"].fillna(0) > 0) & has_depth
 
 
 def _series_of(table: pd.DataFrame, line: _LineStyle, marker: str) -> list[_Series]:
@@ -275,38 +258,31 @@ def _marker(series: _Series, row: pd.Series, panel: _Panel) -> dict[str, Any]:
 
 
 def _scale(axes: Axes, panel: _Panel, values: Floats) -> None:
-    """Scale logarithmically where a linear axis would press the small values flat."""
-    measured = values[np.isfinite(values) & (values > 0)]
-    is_log = panel in (_SECONDS, _PARAMS) and len(measured) > 0 and measured.max() >= _LOG_FROM_RATIO * measured.min()
+    """Scale the panel for what it shows, and say the unit."""
+    is_log = panel in (_SECONDS, _PARAMS) and scale_log_where_wide(axes, "y", values)
     axes.set_ylabel(f"{panel.unit} (log scale)" if is_log else panel.unit)
-    if is_log:
-        is_wide = measured.max() > 300 * measured.min()
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    elif panel.starts_at_zero:
-        axes.set_ylim(0, 1.08 * measured.max(initial=0.0) or 1.0)
+    if not is_log and panel.starts_at_zero:
+        axes.set_ylim(0, 1.08 * values[np.isfinite(values)].max(initial=0.0) or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=panel.is_count))
-    else:
+    elif not is_log:
         axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick_label))
-
-
-def _tick_label(value: float, _: int | None = None) -> str:
-    for size, letter in ((1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+    write_ticks_short(axes, "y")
 
 
 def _title(runs: Sequence[Run]) -> list[str]:
     same_data = len({run.manifest["data"]["fingerprint"] for run in runs}) == 1
     data = data_label(runs[0]) if same_data else "DIFFERENT images: " + " / ".join(data_label(run) for run in runs)
+    known = [run for run in runs if "imported_from" not in run.manifest]
+    facts = [
+        f"{_each(known, lambda run: run.manifest['data']['counts']['test'])} test images, "
+        f"{_each(known, lambda run: len(run.classes))} classes, "
+        f"{_each(known, lambda run: run.manifest['image_size'])} px, "
+        f"protocol {_each(known, lambda run: run.manifest['protocol'])}, weights: {_each(known, weights_label)}"
+    ]
+    strangers = [f"{run.name}: imported, protocol and weights not known" for run in runs if run not in known]
     return [
         f"Freezing the first residual blocks: recall and cost on {data}",
-        f"{_each(runs, lambda run: run.manifest['data']['counts']['test'])} test images, {len(runs[0].classes)} classes, "
-        f"{_each(runs, lambda run: run.manifest['image_size'])} px, "
-        f"protocol {_each(runs, lambda run: run.manifest['protocol'])}, weights: {_each(runs, weights_label)}",
+        "; ".join((facts if known else []) + strangers),
     ]
 
 
@@ -315,21 +291,48 @@ def _each(runs: Sequence[Run], fact: Callable[[Run], Any]) -> str:
 
 
 def _caption(runs: Sequence[Run], tables: Sequence[pd.DataFrame]) -> list[str]:
-    notes = ["Points of one depth are moved apart a little."]
+    notes = [*_choice_notes(pd.concat(tables)), "Points of one depth are moved apart a little."]
     if not any(run.synthetic for run in runs):
         notes.append(f"{SOURCE}: 2,119 other test images, one seed each.")
     if any(run.manifest["protocol"] == "strict" for run in runs):
         notes.append(f"In {SOURCE} conv1 and bn1 stay trainable at every depth, here they are frozen from 1 block on.")
-    absent = [
-        f"{row['cell']} ({'not started' if pd.isna(row['status']) else row['status']})"
-        for table in tables
-        for _, row in table[table["epochs_run"].fillna(0) == 0].iterrows()
-    ]
+    absent = [reason for run in runs for reason in _absent(run)]
     if absent:
         notes.append(f"Not drawn: {', '.join(absent)}.")
     if any(run.synthetic for run in runs):
         notes.append("Synthetic images: these numbers say nothing of medicine.")
     return [fill(f"{' '.join(notes)} Not for clinical use.", 165)]
+
+
+def _choice_notes(drawn: pd.DataFrame) -> list[str]:
+    """Say what a mark stands for where it stands for more than itself."""
+    notes = []
+    fewest, most = drawn["points"].min(), drawn["points"].max()
+    if most > 1:
+        number = most if fewest == most else f"{fewest} to {most}"
+        total = f" ({drawn['points'].sum()} in all)" if len(drawn) > 1 else ""
+        notes.append(f"Each mark is the best on validation of the {number} points tried with its network and depth{total}.")
+    if (drawn["repeats"] > 1).any():
+        notes.append("Of a point's repeats the first is drawn.")
+    is_tested = drawn["test_micro_recall"].notna()
+    if is_tested.any() and not is_tested.all():
+        notes.append("Not every mark was tested: the test images are opened for each cell's best point.")
+    return notes
+
+
+def _absent(run: Run) -> list[str]:
+    """Name the cells of which nothing is drawn, with the reason."""
+    drawn = set(run.trials.loc[_can_be_drawn(run.trials), "cell"])
+    table = comparison_table(run).drop_duplicates("cell")
+    return [f"{row['cell']} ({_why_absent(row)})" for _, row in table[~table["cell"].isin(drawn)].iterrows()]
+
+
+def _why_absent(row: pd.Series) -> str:
+    if pd.isna(row["status"]):
+        return "not started"
+    if row["status"] == TrialStatus.COMPLETED:
+        return "its epochs are not known" if pd.isna(row["epochs_run"]) else "its depth is not known"
+    return str(row["status"])
 
 
 def _legend(runs: Sequence[Run], own: Sequence[_Series], published: Sequence[_Series]) -> list[Line2D]:

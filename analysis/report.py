@@ -1,17 +1,23 @@
-"""The report of one run, or of several compared: the tables as text and Figure 4 as an image."""
+"""The report of one run, or of several compared: the tables as text, Figure 4 and each front as images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from tune_lung.analysis.figures import MOST_RUNS, figure4, save_figure
+from tune_lung.analysis.pareto import front_text, objectives_of, pareto_figure
 from tune_lung.analysis.tables import comparison_text, transfer_text
 from tune_lung.errors import InputError
 from tune_lung.files import shown_path
+from tune_lung.results.layout import TABLES
 from tune_lung.results.reader import Run, read_run
+
+_READ = frozenset(TABLES) - {"validation_predictions"}
+"""All but the table that grows by every image of every trial, and that nothing here is drawn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +45,17 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
     """
     if not 1 <= len(roots) <= MOST_RUNS:
         raise InputError(f"A report compares 1 to {MOST_RUNS} runs, not {len(roots)}.")
-    runs = [read_run(root) for root in roots]
-    path = _figure_path(runs, out)
-    try:
-        save_figure(figure4(*runs), path)
-    except OSError as error:
-        raise InputError(
-            f"The figure cannot be written to '{path.parent}': {error.strerror}. Give another place by --out."
-        ) from error
-    texts = [comparison_text(run) for run in runs] + [transfer_text(first, second) for first, second in pairwise(runs)]
-    return Report(text="\n\n".join(texts), figures=(path,))
+    runs = [read_run(root, only=_READ) for root in roots]
+    figures = {_figure_path(runs, name, out): figure for name, figure in _figures(runs)}
+    for path, figure in figures.items():
+        try:
+            save_figure(figure, path)
+        except OSError as error:
+            raise InputError(
+                f"The figure cannot be written to '{path.parent}': {error.strerror}. Give another place by --out."
+            ) from error
+    texts = [text for run in runs for text in _texts(run)] + [transfer_text(first, second) for first, second in pairwise(runs)]
+    return Report(text="\n\n".join(texts), figures=tuple(figures))
 
 
 def print_report(roots: Sequence[Path], *, console: Console, out: Path | None = None) -> None:
@@ -58,7 +65,23 @@ def print_report(roots: Sequence[Path], *, console: Console, out: Path | None = 
     console.print(f"{report.text}\n\n{figures}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _figure_path(runs: Sequence[Run], out: Path | None) -> Path:
-    name = "figure4" if len(runs) == 1 else "figure4_compared"
+def _texts(run: Run) -> list[str]:
+    return [comparison_text(run), front_text(run)] if _has_several_objectives(run) else [comparison_text(run)]
+
+
+def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
+    """Draw each figure, with its name: Figure 4 of all runs, and a front of each run that has one."""
+    is_single = len(runs) == 1
+    yield ("figure4" if is_single else "figure4_compared"), figure4(*runs)
+    for number, run in enumerate(runs, start=1):
+        if _has_several_objectives(run):
+            yield ("pareto" if is_single else f"pareto_{number}"), pareto_figure(run)
+
+
+def _has_several_objectives(run: Run) -> bool:
+    return len(objectives_of(run)) > 1
+
+
+def _figure_path(runs: Sequence[Run], name: str, out: Path | None) -> Path:
     own = runs[0].paths.figure(name)
     return own if out is None else out / own.name

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.small_search import run_search, sampled_options
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
@@ -57,3 +59,16 @@ def local_ray() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of the small search, and its output; for tests that only read it."""
+    return run_search(tmp_path_factory.mktemp("finished"), "--name", "first", "--tracker", "tensorboard")
+
+
+@pytest.fixture(scope="session")
+def sampled_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of the small search that samples, 3 points in each of 2 cells, and its output; to be read only."""
+    folder = tmp_path_factory.mktemp("sampled")
+    return run_search(folder, *sampled_options(folder), "--samples", "3", "--name", "cold")

@@ -1,7 +1,8 @@
 """A made-up run, written by the ledger that real runs are written by."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,9 @@ import pandas as pd
 from tune_lung.config import ResNetConfig, RunConfig, TrialConfig, point_id
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, ended, new_manifest, with_test_opening
+from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
-from tune_lung.space import Arm, Cell, Grid, SearchSpace
+from tune_lung.space import Arm, Cell, Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace
 from tune_lung.strategy import Strategy
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
@@ -18,6 +20,20 @@ FREEZE_GRID = SearchSpace(
     arms=(Arm(model="cnn"), Arm(model=Grid("resnet18", "resnet34"), frozen_blocks=Grid(0, 1, 2, 3, 4))), name="freeze_grid"
 )
 CNN_ONLY = SearchSpace(arms=(Arm(model="cnn"),), name="cnn_only")
+RATES = LogUniform(1e-4, 1e-2)
+SAMPLED = SearchSpace(
+    arms=(
+        Arm(model="cnn", depth=IntRange(2, 6), base_channels=IntRange(8, 48, step=8), learning_rate=RATES),
+        Arm(
+            model=Grid("resnet18", "resnet34"),
+            frozen_blocks=IntRange(0, 4),
+            learning_rate=RATES,
+            batch_size=Choice(16, 32, 64, 128),
+            weight_decay=LogUniform(1e-6, 1e-2),
+        ),
+    ),
+    name="sampled",
+)
 RESNETS_ONLY = SearchSpace(arms=(Arm(model=Grid("resnet18"), frozen_blocks=Grid(0, 1, 2, 3, 4)),), name="resnets_only")
 
 TRAINABLE_PARAMS = {
@@ -99,14 +115,127 @@ def write_fabricated_run(
     return root
 
 
-def _manifest(name: str, space: SearchSpace, images: pd.DataFrame, *, synthetic: bool, weights: str | None, seed: int) -> dict:
+def write_sampled_run(
+    root: Path,
+    *,
+    space: SearchSpace = SAMPLED,
+    synthetic: bool = True,
+    num_failed: int = 2,
+    num_stopped: int = 0,
+    num_running: int = 0,
+    num_test: int = 134,
+    seed: int = 0,
+    **strategy: Any,
+) -> Path:
+    """Write a run of any space and strategy, its points drawn at random and its best ones tested.
+
+    Args:
+        root: The run's folder.
+        space: Where points are drawn from.
+        synthetic: Whether it says that its images are phantoms.
+        num_failed: Trials that fail before their first epoch.
+        num_stopped: Trials that the scheduler stops.
+        num_running: Trials that have not ended.
+        num_test: Test images.
+        seed: Of the points and the made-up numbers.
+        **strategy: Of `Strategy.for_space`; 14 samples unless said.
+
+    Returns:
+        The run's folder.
+    """
+    generator = np.random.default_rng(seed)
+    images = _images(num_test)
+    chosen = Strategy.for_space(space, **({} if space.is_grid else {"samples": 14}) | strategy)
+    manifest = _manifest(root.name, space, images, synthetic=synthetic, weights=None, seed=seed, strategy=chosen)
+    ledger = Ledger.create(root, manifest)
+    ledger.write_images(images)
+    points = [
+        _identity(cell, max_epochs=100, weights=None, values=values)
+        for cell in space.cells()
+        for values in _points(cell, chosen, generator)
+    ]
+    rows = [point | {"repeat": repeat} for point in points for repeat in range(chosen.repeats)]
+    ends = ["failed"] * num_failed + ["stopped"] * num_stopped + ["running"] * num_running
+    end_of = dict(zip(generator.permutation(len(rows)).tolist(), ends, strict=False))
+    for number, row in enumerate(rows):
+        row["trial_id"] = f"trial{number:04}"  # budget and seed play no part in a point's own id
+        row |= _sampled_outcome(row, TrialStatus(end_of.get(number, "completed")), generator)
+    trials = pd.DataFrame(rows)
+    tested = set(best_points(trials)["point_id"])
+    if not chosen.has_one_objective:
+        tested |= set(pareto_front(point_means(trials, chosen.objectives), chosen.objectives)["point_id"])
+    for row in rows:
+        if row["point_id"] in tested and row["status"] in (TrialStatus.COMPLETED, TrialStatus.STOPPED):
+            predictions = _predictions(images[images["split"] == "test"], row["val_macro_recall"] - 0.01, generator)
+            ledger.write_predictions(row["trial_id"], predictions)
+            row |= _test_scores(predictions)
+        ledger.write_trial(row)
+    ledger.write_manifest(ended(ledger.read_manifest(), "interrupted" if num_running else "completed"))
+    return root
+
+
+def _points(cell: Cell, strategy: Strategy, generator: np.random.Generator) -> list[dict]:
+    if strategy.samples is None:
+        return list(cell.all_values() or [{}])
+    drawn = range(strategy.samples)
+    return [{name: _draw(axis, generator) for name, axis in cell.axes.items()} for _ in drawn]
+
+
+def _draw(axis: SampledAxis, generator: np.random.Generator) -> Any:
+    if (values := axis.all_values()) is not None:
+        return values[generator.integers(len(values))]
+    if isinstance(axis, LogUniform):
+        return float(np.exp(generator.uniform(np.log(axis.low), np.log(axis.high))))
+    return float(generator.uniform(axis.low, axis.high))
+
+
+def _sampled_outcome(row: dict, status: TrialStatus, generator: np.random.Generator) -> dict:
+    if status is TrialStatus.FAILED:
+        return {"status": status, "stop_reason": StopReason.FAILURE, "failure": "The train loss is nan at epoch 1."}
+    if row["model"] == "cnn":
+        params = 40_000 * (row["depth"] or 5) * (row["base_channels"] or 32)
+        recall, seconds = 0.62 + 0.035 * np.log(params / 40_000), params / 4e5
+    else:
+        params, recall, seconds = (_of_cell(values, row) for values in (TRAINABLE_PARAMS, RECALLS, SECONDS))
+    miss = abs(np.log10(row["learning_rate"]) + 3)
+    recall = float(recall - 0.12 * miss + generator.normal(0, 0.012))
+    reasons = {TrialStatus.COMPLETED: StopReason.PATIENCE, TrialStatus.STOPPED: StopReason.ASHA}
+    best = int(generator.integers(5, 60))
+    return {
+        "status": status,
+        "stop_reason": reasons.get(status),
+        "epochs_run": best + 20,
+        "best_epoch": best,
+        "selection_score": recall - 1e-5,
+        "val_loss": 1.6 - recall,
+        "val_macro_recall": recall,
+        "val_micro_recall": recall + 0.01,
+        "total_params": TRAINABLE_PARAMS.get(row["model"], [params])[0] if row["model"] != "cnn" else params,
+        "trainable_params": params,
+        "mult_adds": 90 * params,
+        "epoch_seconds_mean": seconds * float(generator.normal(1, 0.05)),
+        "prefix_cached": False,
+        "device": "cpu",
+    }
+
+
+def _manifest(
+    name: str,
+    space: SearchSpace,
+    images: pd.DataFrame,
+    *,
+    synthetic: bool,
+    weights: str | None,
+    seed: int,
+    strategy: Strategy | None = None,
+) -> dict:
     source = {"kind": "file" if weights else "random", "name": weights or "random", "sha256": "ab" * 32 if weights else None}
     counts = {split: int((images["split"] == split).sum()) for split in ("train", "validation", "test")}
     return new_manifest(
         name=name,
         arguments=["--space", space.name],
         space=space,
-        strategy=Strategy.for_space(space),
+        strategy=strategy or Strategy.for_space(space),
         sampler_options={},
         run=RunConfig(seed=seed),
         data=DataFacts(fingerprint="c0ffee" * 10, synthetic=synthetic, classes=CLASSES, counts=counts),
@@ -128,8 +257,10 @@ def _images(num_test: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _identity(cell: Cell, *, max_epochs: int, weights: str | None) -> dict:
-    point = dict(cell.point) | ({"weights": "file" if weights else "random"} if cell.point["model"] != "cnn" else {})
+def _identity(cell: Cell, *, max_epochs: int, weights: str | None, values: Mapping[str, Any] | None = None) -> dict:
+    point = cell.with_values(values or {}) | (
+        {"weights": "file" if weights else "random"} if cell.point["model"] != "cnn" else {}
+    )
     trial = TrialConfig.from_point(point | {"max_epochs": max_epochs})
     is_resnet = isinstance(trial.network, ResNetConfig)
     own_point = point_id(trial, RunConfig(), weights_sha256=None, data_fingerprint="c0ffee")

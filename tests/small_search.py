@@ -17,6 +17,15 @@ SPACE = SearchSpace(
     ),
 )
 """
+SAMPLED_SPACE = """
+\"\"\"Which rate suits which depth?\"\"\"
+from tune_lung.space import Arm, Grid, LogUniform, SearchSpace
+
+SPACE = SearchSpace(
+    arms=(Arm(model="cnn", depth=Grid(2, 3), base_channels=4, batch_size=16, learning_rate=LogUniform(1e-4, 1e-1)),),
+    first_points=({"learning_rate": 2e-3},),
+)
+"""
 METRICS = [
     "trial_id",
     "cell",
@@ -36,6 +45,13 @@ def search_command(folder: Path, *options: str) -> list[str]:
     space = folder / "two_tiny.py"
     space.write_text(SPACE)
     return [sys.executable, "-m", "tune_lung.search", "--space", str(space), "--out", str(folder), *OPTIONS, *options]
+
+
+def sampled_options(folder: Path) -> tuple[str, ...]:
+    """Options of a small search that samples: with them, the space lies in `folder` and rungs are at epochs 1 and 2."""
+    space = folder / "tuned.py"
+    space.write_text(SAMPLED_SPACE)
+    return "--space", str(space), "--grace-epochs", "1", "--reduction-factor", "2", "--max-epochs", "3"
 
 
 def run_search(folder: Path, *options: str) -> tuple[Path, str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tune_lung.report import main
+from tune_lung.strategy import parse_objectives
 
-from tests.fabricated_run import write_fabricated_run
+from tests.fabricated_run import write_fabricated_run, write_sampled_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,6 +22,12 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     return write_fabricated_run(tmp_path_factory.mktemp("runs") / "pretrained", weights="resnet18-cifar10-64px.pth")
+
+
+@pytest.fixture(scope="module")
+def traded(tmp_path_factory):
+    objectives = parse_objectives("val_macro_recall:max,trainable_params:min")
+    return write_sampled_run(tmp_path_factory.mktemp("runs") / "traded", objectives=objectives, num_test=20)
 
 
 def test_report_prints_the_table_and_the_figures_path(run, capsys):
@@ -44,12 +51,31 @@ def test_report_compares_several_runs(run, pretrained, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["figure4_compared.png"]
 
 
-def test_report_imports_neither_torch_nor_ray(run):
+def test_report_of_several_objectives_prints_the_front_after_the_comparison_and_draws_it(traded, capsys):
+    assert main([str(traded)]) == 0
+    shown = capsys.readouterr().out
+    order = ["Tried in each cell", "* leads on validation", "Front of traded", "Validation alone decides", "Figure: "]
+    assert sorted(order, key=shown.index) == order
+    figures = [traded / "figures" / name for name in ("figure4.png", "pareto.png")]
+    assert shown.endswith("".join(f"Figure: {path}\n" for path in figures))
+    assert all(path.stat().st_size > 10_000 for path in figures)
+    assert max(map(len, shown.split("Figure: ")[0].splitlines())) <= 100
+
+
+def test_of_runs_compared_each_with_several_objectives_has_a_front_of_its_own(run, traded, tmp_path, capsys):
+    assert main([str(run), str(traded), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("Front of ") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure4_compared.png", "pareto_2.png"]
+
+
+def test_report_imports_neither_torch_nor_ray(traded):
     program = (
         "import sys; from tune_lung.report import main; status = main(sys.argv[1:]);"
         "heavy = {'torch', 'torchvision', 'ray', 'optuna'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else status)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(run)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(traded)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -21,21 +21,15 @@ from tests.small_search import metrics_of, run_search, search_command
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """One finished run and its output, shared by the tests that only read it."""
-    return run_search(tmp_path_factory.mktemp("finished"), "--name", "first")
-
-
-def test_every_table_has_every_column(finished: tuple[Path, str]) -> None:
-    run, _ = finished
+def test_every_table_has_every_column(finished_search: tuple[Path, str]) -> None:
+    run, _ = finished_search
     classes = json.loads((run / "run.json").read_text())["data"]["classes"]
     for table in TABLES:
         assert list(pd.read_parquet(run / table).columns) == table_schema(table, classes).names
 
 
-def test_every_cell_is_trained_once_and_tested(finished: tuple[Path, str]) -> None:
-    run, _ = finished
+def test_every_cell_is_trained_once_and_tested(finished_search: tuple[Path, str]) -> None:
+    run, _ = finished_search
     trials = pd.read_parquet(run / "trials")
     assert sorted(trials["cell"]) == ["cnn base_channels=4", "cnn base_channels=8", "resnet18 frozen_blocks=4"]
     assert set(trials["status"]) == {"completed"}
@@ -43,8 +37,8 @@ def test_every_cell_is_trained_once_and_tested(finished: tuple[Path, str]) -> No
     assert trials[["test_macro_recall", "test_micro_recall", "total_params", "mult_adds"]].notna().all(axis=None)
 
 
-def test_predictions_cover_the_test_images_and_sum_to_1(finished: tuple[Path, str]) -> None:
-    run, _ = finished
+def test_predictions_cover_the_test_images_and_sum_to_1(finished_search: tuple[Path, str]) -> None:
+    run, _ = finished_search
     predictions, images = pd.read_parquet(run / "predictions"), pd.read_parquet(run / "images")
     num_test = (images["split"] == "test").sum()
     assert len(predictions) == 3 * num_test
@@ -53,8 +47,8 @@ def test_predictions_cover_the_test_images_and_sum_to_1(finished: tuple[Path, st
     assert sums.between(1 - 1e-12, 1 + 1e-12).all()
 
 
-def test_recalls_agree_with_scikit_learn_on_the_predictions(finished: tuple[Path, str]) -> None:
-    run, _ = finished
+def test_recalls_agree_with_scikit_learn_on_the_predictions(finished_search: tuple[Path, str]) -> None:
+    run, _ = finished_search
     predictions = pd.read_parquet(run / "predictions")
     for trial in pd.read_parquet(run / "trials").itertuples():
         own = predictions[predictions["trial_id"] == trial.trial_id]
@@ -64,8 +58,8 @@ def test_recalls_agree_with_scikit_learn_on_the_predictions(finished: tuple[Path
         assert trial.test_macro_recall == pytest.approx(balanced_accuracy_score(own["label"], answers))
 
 
-def test_validation_predictions_are_those_of_the_kept_epoch(finished: tuple[Path, str]) -> None:
-    run, _ = finished
+def test_validation_predictions_are_those_of_the_kept_epoch(finished_search: tuple[Path, str]) -> None:
+    run, _ = finished_search
     predictions = pd.read_parquet(run / "validation_predictions")
     for trial in pd.read_parquet(run / "trials").itertuples():
         own = predictions[predictions["trial_id"] == trial.trial_id]
@@ -73,8 +67,8 @@ def test_validation_predictions_are_those_of_the_kept_epoch(finished: tuple[Path
         assert trial.val_macro_recall == pytest.approx(balanced_accuracy_score(own["label"], answers))
 
 
-def test_the_manifest_tells_the_run_and_one_opening_of_the_test(finished: tuple[Path, str]) -> None:
-    run, _ = finished
+def test_the_manifest_tells_the_run_and_one_opening_of_the_test(finished_search: tuple[Path, str]) -> None:
+    run, _ = finished_search
     text = (run / "run.json").read_text()
     manifest = json.loads(text)
     assert manifest["status"] == "completed"
@@ -83,17 +77,33 @@ def test_the_manifest_tells_the_run_and_one_opening_of_the_test(finished: tuple[
     assert str(run.parent) not in text
 
 
-def test_the_output_ends_with_table_figure_and_run(finished: tuple[Path, str]) -> None:
-    run, output = finished
+def test_the_output_ends_with_table_figure_and_run(finished_search: tuple[Path, str]) -> None:
+    run, output = finished_search
     assert "figure4.png" in output
     assert (run / "figures" / "figure4.png").stat().st_size > 10_000
     assert "resnet18 frozen_blocks=4" in output or "resnet18" in output
 
 
-def test_the_same_seed_gives_the_same_table_one_trial_at_a_time(finished: tuple[Path, str], tmp_path: Path) -> None:
-    run, _ = finished
+def test_the_same_seed_gives_the_same_table_one_trial_at_a_time(finished_search: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = finished_search
     again, _ = run_search(tmp_path, "--max-concurrent", "1", "--no-report")
     pd.testing.assert_frame_equal(metrics_of(again), metrics_of(run), check_exact=True)
+
+
+def test_sampled_cells_get_equal_shares_and_their_tuned_values_are_named(sampled_search: tuple[Path, str]) -> None:
+    run, output = sampled_search
+    trials, decisions = pd.read_parquet(run / "trials"), pd.read_parquet(run / "decisions")
+    assert trials["cell"].value_counts().to_dict() == {"cnn depth=2": 3, "cnn depth=3": 3}
+    assert trials["learning_rate"].nunique() == 6 - 1  # both cells try the first point
+    assert set(trials["status"]) <= {"completed", "stopped"}
+    assert sorted(decisions["decision"]) == list(range(1, len(decisions) + 1))
+    assert set(decisions["rung_epoch"]) == {1, 2}
+    assert trials["test_macro_recall"].notna().sum() == 2  # each cell's best point
+    best = trials.sort_values("selection_score").groupby("cell").tail(1)
+    assert best["test_macro_recall"].notna().all()
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["strategy"]["sampler_options"]["constant_liar"] is True
+    assert "learning_rate" in output
 
 
 def test_ctrl_c_ends_within_10_seconds_and_leaves_a_readable_ledger(tmp_path: Path) -> None:
@@ -128,6 +138,10 @@ def test_ctrl_c_ends_within_10_seconds_and_leaves_a_readable_ledger(tmp_path: Pa
         (["--max-epochs", "0"], "max_epochs must be at least 1, not 0."),
         (["--select-by", "test_macro_recall"], "the test images stay sealed"),
         (["--cache-size", "much"], "write a number and a unit"),
+        (["--samples", "3"], "--samples: 'freeze_grid' samples nothing"),
+        (["--repeats", "3", "--scheduler", "asha"], "--repeats 3 needs --scheduler none"),
+        (["--objective", "val_loss:min,test_macro_recall:max"], "the test images stay sealed"),
+        (["--time-budget", "soon"], "write a number and a unit"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--max-concurrent", "0"], "--max-concurrent must be at least 1, not 0."),
         (["--cpus-per-trial", "0"], "--cpus-per-trial must be at least 0.1, not 0."),
@@ -156,7 +170,7 @@ def test_masked_input_without_masks_is_refused_with_the_count(
     assert re.search(r"input lungs needs a lung mask for every image, and \d+ of 60 have none", capsys.readouterr().err)
 
 
-def test_an_existing_run_is_never_written_over(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    run, _ = finished
+def test_an_existing_run_is_never_written_over(finished_search: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = finished_search
     assert main(["--out", str(run.parent), "--name", run.name]) == 2
     assert "exists already" in capsys.readouterr().err

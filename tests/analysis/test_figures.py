@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from tune_lung.analysis.figures import MODEL_COLOURS, figure4, save_figure
+from tune_lung.analysis.figures import figure4, save_figure
+from tune_lung.analysis.style import MODEL_COLOURS
 from tune_lung.analysis.tables import comparison_table
 from tune_lung.results.reader import read_run
+from tune_lung.space_files import load_space
 
-from tests.fabricated_run import CNN_ONLY, RESNETS_ONLY, write_fabricated_run
+from tests.fabricated_run import CNN_ONLY, RESNETS_ONLY, write_fabricated_run, write_sampled_run
 
 PANELS = ("Micro recall on test", "Epochs run", "Seconds per epoch", "Trainable parameters")
 
@@ -135,6 +137,57 @@ def test_several_runs_are_told_apart_by_marker_and_named(compared_figure):
     axes = panels(compared_figure)["Epochs run"]
     assert (len(points(axes, "o")), len(points(axes, "D"))) == (11, 11)
     assert "pretrained (weights: resnet18-cifar10-64px.pth)" in legend(compared_figure)
+
+
+def test_a_grid_of_depths_says_nothing_of_a_choice(random_figure):
+    assert "Each mark is the best" not in text_of(random_figure)
+    assert "repeats" not in text_of(random_figure)
+
+
+def test_cells_of_one_network_and_depth_are_drawn_by_the_best_on_validation_and_counted(tmp_path):
+    run = read_run(write_sampled_run(tmp_path / "run", space=load_space("training"), num_failed=0, num_test=20))
+    figure = figure4(run)
+    (point,) = points(panels(figure)["Epochs run"], "o")
+    assert point.get_ydata()[0] == run.trials.loc[run.trials["selection_score"].idxmax(), "epochs_run"]
+    assert "Each mark is the best on validation of the 24 points tried with its network and depth." in text_of(figure)
+
+
+def test_points_of_tuned_cells_are_counted_for_each_depth(tmp_path):
+    space = load_space("freeze_tuned")
+    run = read_run(write_sampled_run(tmp_path / "run", space=space, samples=3, num_failed=0, num_test=20))
+    expected = "Each mark is the best on validation of the 3 points tried with its network and depth (33 in all)."
+    assert expected in text_of(figure4(run))
+
+
+def test_every_depth_that_was_sampled_is_drawn_by_its_best_point(sampled_run):
+    trained = sampled_run.trials[sampled_run.trials["status"] != "failed"]
+    best = trained.loc[trained.groupby(["model", "frozen_blocks"], dropna=False)["selection_score"].idxmax()]
+    figure = figure4(sampled_run)
+    drawn = [line.get_ydata()[0] for line in points(panels(figure)["Epochs run"], "o")]
+    assert sorted(drawn) == sorted(best["epochs_run"])
+    assert len(drawn) > len(comparison_table(sampled_run))
+    tried = sampled_run.trials.groupby(["model", "frozen_blocks"], dropna=False).size()
+    assert f"of the {tried.min()} to {tried.max()} points tried with its network and depth (42 in all)" in text_of(figure)
+    assert "Not every mark was tested: the test images are opened for each cell's best point." in text_of(figure)
+
+
+def test_of_repeats_the_first_is_drawn_and_not_the_luckiest(repeated_run):
+    figure = figure4(repeated_run)
+    completed = repeated_run.trials[repeated_run.trials["status"] == "completed"]
+    cnn = completed[completed["model"] == "cnn"].groupby("point_id")
+    first = cnn.get_group(cnn["selection_score"].mean().idxmax()).sort_values("repeat").iloc[0]
+    colours = {line.get_markeredgecolor(): line.get_ydata()[0] for line in points(panels(figure)["Epochs run"], "o")}
+    assert colours[MODEL_COLOURS["cnn"]] == first["epochs_run"]
+    assert "Of a point's repeats the first is drawn." in text_of(figure)
+
+
+def test_a_run_of_another_tool_draws_what_it_knows_and_names_the_rest(imported_run, random_run):
+    figure = figure4(imported_run)
+    assert [line.get_ydata()[0] for line in points(panels(figure)["Epochs run"], "o")] == [4]
+    assert "Not drawn: resnet18 (its depth is not known), cnn (its epochs are not known)." in text_of(figure)
+    assert "imported: imported, protocol and weights not known" in text_of(figure)
+    assert "None" not in text_of(figure)
+    assert "134 test images, 4 classes" in text_of(figure4(random_run, imported_run))
 
 
 @pytest.mark.parametrize("space", [CNN_ONLY, RESNETS_ONLY], ids=lambda space: space.name)

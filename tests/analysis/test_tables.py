@@ -12,15 +12,18 @@ from tune_lung.analysis.tables import (
     cell_names,
     comparison_table,
     comparison_text,
+    repeats_table,
     transfer_table,
     transfer_text,
+    tuned_table,
     weights_label,
 )
 from tune_lung.evaluation.statistics import wilson_interval
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.reader import read_run
+from tune_lung.space_files import load_space, shipped_space_files
 
-from tests.fabricated_run import CNN_ONLY, FREEZE_GRID, write_fabricated_run
+from tests.fabricated_run import CNN_ONLY, FREEZE_GRID, SAMPLED, write_fabricated_run, write_sampled_run
 
 CELLS = [cell.name for cell in FREEZE_GRID.cells()]
 
@@ -107,8 +110,103 @@ def test_a_cell_with_several_points_shows_the_best_one_with_all_its_repeats(tmp_
     assert list(comparison_table(read_run(root))["trial_id"]) == ["good-0", "good-1"]
 
 
-def test_the_text_fits_a_terminal_of_100_columns(random_run, run_with_holes, real_run):
-    for run in (random_run, run_with_holes, real_run):
+def test_all_repeats_of_the_point_with_the_best_mean_lead_and_a_lucky_seed_does_not(repeated_run):
+    lucky = comparison_table(repeated_run).query("cell == 'cnn'")["trial_id"].iloc[0]
+    scores = repeated_run.trials["selection_score"].where(repeated_run.trials["trial_id"] != lucky, 0.99)
+    table = comparison_table(with_trials(repeated_run, selection_score=scores))
+    assert table.loc[table["selection_score"].idxmax(), "cell"] == "cnn"
+    best = table.groupby("cell")["selection_score"].mean().idxmax()
+    assert list(table.loc[table["leader"], "cell"]) == [best] * 3 != ["cnn"] * 3
+
+
+def test_the_tuned_table_has_each_cells_counts_and_its_best_points_values(sampled_run):
+    table = cells(tuned_table(sampled_run))
+    assert list(table.index) == [cell.name for cell in SAMPLED.cells()]
+    for name, row in table.iterrows():
+        trials = sampled_run.trials[sampled_run.trials["cell"] == name]
+        assert (row["points"], row[["completed", "stopped", "failed", "running"]].sum()) == (14, 14)
+        assert [row[status] for status in ("completed", "stopped", "failed")] == [
+            (trials["status"] == status).sum() for status in ("completed", "stopped", "failed")
+        ]
+        best = trials.loc[trials["selection_score"].idxmax()]
+        axes = next(cell.axes for cell in SAMPLED.cells() if cell.name == name)
+        assert {axis: row[axis] for axis in axes} == {axis: best[axis] for axis in axes}
+        assert row.drop(["points", "completed", "stopped", "failed", "running", *axes]).isna().all()
+
+
+def test_repeats_are_trials_of_one_point(repeated_run):
+    table = tuned_table(repeated_run)
+    assert list(table["points"]) == [5, 5, 5]
+    assert list(table["completed"] + table["failed"]) == [15, 15, 15]
+
+
+def test_a_cell_without_a_trained_trial_has_no_tuned_values(sampled_run):
+    trials = sampled_run.trials[sampled_run.trials["cell"] != "cnn"]
+    trials = trials.assign(status=trials["status"].where(trials["cell"] != "resnet18", "failed"))
+    table = cells(tuned_table(replace(sampled_run, trials=trials)))
+    assert list(table["points"]) == [0, 14, 14]
+    assert table.loc[["cnn", "resnet18"], "learning_rate"].isna().all()
+    assert table.loc["resnet34", "learning_rate"] > 0
+
+
+def test_the_text_names_points_and_tuned_values_of_each_cell(sampled_run):
+    text = comparison_text(sampled_run)
+    for row in tuned_table(sampled_run).to_dict("records"):
+        counts = [str(row[name]) for name in ("points", "completed", "stopped", "failed")]
+        (line,) = [line for line in text.splitlines() if line.split()[:5] == [row["cell"], *counts]]
+        assert f"{row['learning_rate']:.3g}" in line.split()
+    headings = [line.split() for line in text.splitlines() if line.startswith("cell")]
+    assert headings == [
+        ["cell", "tried", "completed", "stopped", "failed", "depth", "base_channels", "learning_rate"],
+        ["cell", "tried", "completed", "stopped", "failed", "frozen_blocks", "learning_rate", "batch_size", "weight_decay"],
+    ]
+
+
+def test_a_grid_with_one_seed_gets_neither_tuned_values_nor_means(random_run):
+    text = comparison_text(random_run)
+    assert "Tried in each cell" not in text
+    assert "Mean and standard deviation" not in text
+    assert repeats_table(random_run).empty
+
+
+def test_mean_and_spread_over_the_repeats_of_the_best_point_are_told(repeated_run):
+    table, text = repeats_table(repeated_run), comparison_text(repeated_run)
+    for row in table.to_dict("records"):
+        own = repeated_run.trials[(repeated_run.trials["cell"] == row["cell"]) & (repeated_run.trials["status"] == "completed")]
+        points = own.groupby("point_id")
+        best = points.get_group(points["selection_score"].mean().idxmax())
+        assert row["repeats"] == len(best) >= 2
+        for name in ("val_macro_recall", "test_macro_recall", "test_micro_recall"):
+            values = best[name].to_numpy()
+            assert row[f"{name}_mean"] == pytest.approx(np.mean(values))
+            assert row[f"{name}_deviation"] == pytest.approx(np.std(values, ddof=1))
+        shown = f"{100 * row['test_macro_recall_mean']:.1f} ± {100 * row['test_macro_recall_deviation']:.1f}"
+        (line,) = [line for line in text.splitlines() if line.startswith(row["cell"]) and "±" in line]
+        assert shown in line
+    assert len(table) == 3
+
+
+def test_a_run_of_another_tool_shows_its_own_score_and_what_it_does_not_know(imported_run):
+    text = comparison_text(imported_run)
+    assert "imported: Optuna study 'theirs', imported" in text
+    assert "protocol and weights are not known" in text
+    assert "selection" in text
+    assert re.search(r"^\* resnet34 +4/4 .* 0\.8 ", text, re.MULTILINE)
+    assert re.search(r"^cnn +2 +1 +0 +1 +0\.001 +4,8 +3,3$", text, re.MULTILINE)
+    assert "nothing yet" not in text
+
+
+@pytest.mark.parametrize("space", sorted(shipped_space_files()))
+def test_the_text_of_every_shipped_space_fits_a_terminal_of_100_columns(space, tmp_path):
+    loaded = load_space(space)
+    choices = {"repeats": 2} if loaded.is_grid else {"samples": 3}
+    run = read_run(write_sampled_run(tmp_path / "run", space=loaded, num_test=20, num_running=1, **choices))
+    assert max(map(len, comparison_text(run).splitlines())) <= 100
+    assert max(map(len, transfer_text(run, run).splitlines())) <= 100
+
+
+def test_the_text_fits_a_terminal_of_100_columns(random_run, run_with_holes, real_run, repeated_run, imported_run):
+    for run in (random_run, run_with_holes, real_run, repeated_run, imported_run):
         assert max(map(len, comparison_text(run).splitlines())) <= 100
 
 

@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 
-from tests.small_search import METRICS, run_search, search_command
+from tests.small_search import METRICS, search_command
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
-def test_two_nodes_both_train_and_give_the_local_table(tmp_path: Path) -> None:
-    local, _ = run_search(tmp_path / "local", "--no-report")
+def test_two_nodes_both_train_and_give_the_local_table(finished_search: tuple[Path, str], tmp_path: Path) -> None:
+    local, _ = finished_search
     command = search_command(tmp_path / "cluster", "--no-report", "--name", "cluster")
     script = Path(__file__).with_name("two_nodes.py")
     with TemporaryDirectory(prefix="ray") as short_path:  # pytest's is too long for Ray's sockets

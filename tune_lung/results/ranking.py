@@ -8,22 +8,27 @@ import pandas as pd
 from tune_lung.results.schema import TrialStatus
 from tune_lung.strategy import Objective
 
+_POINT = ["cell", "point_id"]
 
-def best_points(trials: pd.DataFrame) -> pd.DataFrame:
+
+def best_points(trials: pd.DataFrame, within: Sequence[str] = ("cell",)) -> pd.DataFrame:
     """Keep each cell's best point with all its repeats.
 
     Args:
         trials: Rows of the table `trials`.
+        within: Columns whose equal values points are compared under; null equals null.
 
     Returns:
-        The rows of the points with the highest mean selection score; failed trials count only where a cell has no other.
+        The rows of the points with the highest mean selection score; failed trials count only where there is no other.
+        Of equal points the one is kept whose id comes first, so that the order of the rows plays no part.
     """
     scores = trials["selection_score"].where(trials["status"] != TrialStatus.FAILED)
-    by_point = scores.groupby([trials["cell"], trials["point_id"]]).transform("mean").fillna(-np.inf)
-    best = by_point.groupby(trials["cell"]).transform("max")
+    groups = [trials[name] for name in within]
+    by_point = scores.groupby([trials[name] for name in _POINT]).transform("mean").fillna(-np.inf)
+    best = by_point.groupby(groups, dropna=False).transform("max")
     kept = trials[by_point == best]
-    first_point = kept.groupby("cell")["point_id"].transform("first")
-    return kept[kept["point_id"] == first_point]
+    first = kept.sort_values(_POINT).groupby(list(within), dropna=False)[_POINT].transform("first").loc[kept.index]
+    return kept[(kept[_POINT] == first).all(axis=1)]
 
 
 def point_means(trials: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
@@ -34,11 +39,13 @@ def point_means(trials: pd.DataFrame, objectives: Sequence[Objective]) -> pd.Dat
         objectives: The columns to average.
 
     Returns:
-        A row per point that has a completed trial with every objective measured: `cell`, `point_id` and the objectives.
+        A row per point that has a completed trial with every objective measured: `cell`, `point_id`, the objectives, and
+        `repeats`, the number of such trials.
     """
     columns = [objective.column for objective in objectives]
     completed = trials[trials["status"] == TrialStatus.COMPLETED].dropna(subset=columns)
-    return completed.groupby(["cell", "point_id"], sort=False)[columns].mean().reset_index()
+    by_point = completed.groupby(_POINT, sort=False)
+    return by_point[columns].mean().assign(repeats=by_point.size()).reset_index()
 
 
 def pareto_front(points: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
@@ -49,12 +56,12 @@ def pareto_front(points: pd.DataFrame, objectives: Sequence[Objective]) -> pd.Da
         objectives: What counts, and which way is better.
 
     Returns:
-        The rows of the front, the best in the first objective first.
+        The rows of the front, the best in the first objective first, of equal ones the best in the next.
     """
     if points.empty:
         return points
     values_NO = np.column_stack([objective.sign * points[objective.column].to_numpy(np.float64) for objective in objectives])
     is_beaten = [bool(((values_NO >= own).all(axis=1) & (values_NO > own).any(axis=1)).any()) for own in values_NO]
-    front = points[~np.array(is_beaten)]
-    first = objectives[0]
-    return front.sort_values(first.column, ascending=first.direction == "min", kind="stable")
+    columns = [objective.column for objective in objectives]
+    ascending = [objective.direction == "min" for objective in objectives]
+    return points[~np.array(is_beaten)].sort_values(columns, ascending=ascending, kind="stable")

@@ -191,26 +191,16 @@ def test_no_run_is_made(say: Say, setup: SearchSetup) -> None:
 
 
 @pytest.fixture(scope="module")
-def dry_and_real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str], Path]:
-    """A dry run and the same search after it: the folder, what the first printed, what it left, and the run."""
+def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """A dry run of the small search with a cache of its own: what it printed, and what it left."""
     folder = tmp_path_factory.mktemp("dry")
-    work, cache = folder / "work", folder / "cache"
-    work.mkdir()
-    command = [*search_command(folder / "runs", "--no-report"), "--cache", str(cache)]
-    environment = os.environ | {"HOME": str(work), "COLUMNS": "80"}
-
-    def start(*options: str) -> str:
-        done = subprocess.run(
-            [*command, *options], capture_output=True, text=True, timeout=170, check=False, cwd=work, env=environment
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
+    command = [*search_command(folder / "runs"), "--cache", str(folder / "cache"), "--dry-run"]
+    (folder / "work").mkdir()
+    environment = os.environ | {"HOME": str(folder / "work"), "COLUMNS": "80"}
     before = files_of(folder)
-    said = start("--dry-run")
-    left = sorted(files_of(folder) - before)
-    run = Path(work, start().strip().splitlines()[-1].removeprefix("Run: "))
-    return folder, said, left, run
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False, cwd=folder / "work", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, sorted(files_of(folder) - before)
 
 
 def files_of(folder: Path) -> set[str]:
@@ -218,17 +208,15 @@ def files_of(folder: Path) -> set[str]:
 
 
 @pytest.mark.ray
-def test_a_dry_run_writes_the_pixel_store_and_nothing_outside_the_cache(
-    dry_and_real: tuple[Path, str, list[str], Path],
-) -> None:
-    _, _, left, _ = dry_and_real
+def test_a_dry_run_writes_the_pixel_store_and_nothing_outside_the_cache(dry: tuple[str, list[str]]) -> None:
+    _, left = dry
     assert {path.split("/")[0] for path in left} == {"cache"}
     assert {path.split("/")[1] for path in left if "/" in path} == {"digests", "locks", "phantoms", "stores"}
 
 
 @pytest.mark.ray
-def test_a_dry_run_counts_what_the_search_then_runs(dry_and_real: tuple[Path, str, list[str], Path]) -> None:
-    _, said, _, run = dry_and_real
+def test_a_dry_run_counts_what_the_search_then_runs(dry: tuple[str, list[str]], finished_search: tuple[Path, str]) -> None:
+    (said, _), (run, _) = dry, finished_search
     assert "3 cells, 1 point each: cnn base_channels=4; cnn base_channels=8;" in said
     assert [row[1] for row in rows(said, "epochs")] == ["6", "6", "6"]  # 3 cells x 2 epochs
     size = float(re.search(r"checkpoints (\d+) MB at most", said)[1])  # type: ignore[index]
@@ -237,8 +225,8 @@ def test_a_dry_run_counts_what_the_search_then_runs(dry_and_real: tuple[Path, st
 
 
 @pytest.mark.ray
-def test_a_dry_run_foresees_the_time_of_the_search(dry_and_real: tuple[Path, str, list[str], Path]) -> None:
-    _, said, _, run = dry_and_real
+def test_a_dry_run_foresees_the_time_of_the_search(dry: tuple[str, list[str]], finished_search: tuple[Path, str]) -> None:
+    (said, _), (run, _) = dry, finished_search
     manifest = json.loads((run / "run.json").read_text())
     began, ended = (datetime.fromisoformat(manifest[name]) for name in ("started_utc", "ended_utc"))
     foreseen = seconds_of(rows(said, "epochs")[1][2])

@@ -22,7 +22,7 @@ from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Proposal, Studies
 from tune_lung.tuning.proposals.warm_start import known_trials, lesson, require_compatible
 
-from tests.small_search import run_search
+from tests.small_search import run_search, sampled_options
 from tests.tuned_run import TUNED, setup_of, write_tuned_run
 
 NUM_POINTS = 3 * 8  # cells cnn, resnet18, resnet34; 8 samples each
@@ -282,13 +282,14 @@ def test_search_refuses_an_incompatible_run_in_one_line_before_it_starts(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(420)  # two searches
-def test_search_goes_on_from_an_earlier_run_and_runs_no_point_of_it_again(tmp_path: Path) -> None:
-    (tmp_path / "rates.py").write_text(SPACE)
-    options = ("--space", str(tmp_path / "rates.py"), "--samples", "2", "--no-report")
-    cold, _ = run_search(tmp_path, *options, "--name", "cold")
-    warm, printed = run_search(tmp_path, *options, "--name", "warm", "--warm-start", str(cold))
-    assert "Learning from 2 finished points of 'cold'; none of them runs again" in printed
+@pytest.mark.timeout(300)
+def test_search_goes_on_from_an_earlier_run_and_runs_no_point_of_it_again(
+    sampled_search: tuple[Path, str], tmp_path: Path
+) -> None:
+    cold, _ = sampled_search
+    options = (*sampled_options(tmp_path), "--samples", "1", "--no-report", "--name", "warm")
+    warm, printed = run_search(tmp_path, *options, "--warm-start", str(cold))
+    assert "Learning from 6 finished points of 'cold'; none of them runs again" in printed
     assert (read_run(cold).manifest["warm_start"], read_run(warm).manifest["warm_start"]) == (None, "cold")
     points = pd.concat([pd.read_parquet(cold / "trials"), pd.read_parquet(warm / "trials")])["point_id"]
-    assert (len(points), points.nunique()) == (4, 4)
+    assert (len(points), points.nunique()) == (8, 8)

@@ -19,7 +19,6 @@ from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.watching import trackers
 from tune_lung.tuning.watching.trackers import Tracker, make_trackers
 
-from tests.small_search import run_search
 from tests.tuning.conftest import LooksLikeATrial, epoch_result
 
 NUMBERS = (
@@ -179,15 +178,15 @@ def test_tensorboard_files_hold_the_epochs_and_the_point_and_nothing_of_the_mach
 
 
 @pytest.mark.ray
-def test_a_search_tells_tensorboard_what_stands_in_its_ledger(tmp_path: Path):
-    run, _ = run_search(tmp_path, "--no-report", "--tracker", "tensorboard", "--set", "model=cnn")
+def test_a_search_tells_tensorboard_what_stands_in_its_ledger(finished_search: tuple[Path, str]):
+    run, _ = finished_search
     epochs = pd.read_parquet(run / "epochs")
     assert sorted(folder.name for folder in (run / "tensorboard").iterdir()) == sorted(epochs["trial_id"].unique())
     for trial_id, own in epochs.groupby("trial_id"):
         expected = {(row["epoch"], name): row[name] for row in own.to_dict("records") for name in NUMBERS}
         told = {key: value for key, value in scalars_of(run / "tensorboard" / str(trial_id)).items() if key[0]}
         assert told == pytest.approx(expected, rel=1e-6)  # TensorBoard keeps 32 bits
-    assert_says_nothing_of_the_machine(run / "tensorboard", str(tmp_path))
+    assert_says_nothing_of_the_machine(run / "tensorboard", str(run.parent))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
