@@ -88,6 +88,17 @@ def test_a_cell_not_seen_yet_is_as_slow_for_its_work_as_the_slowest_seen(setup: 
     assert left_of(GRID, ended, work=work) == pytest.approx(5 * 6)
 
 
+def test_the_cnns_pace_says_nothing_of_a_resnet_where_one_was_seen(setup: SearchSetup):
+    both = SearchSpace(arms=(Arm(model="cnn", max_epochs=5), Arm(model=Grid("resnet18", "resnet34"), max_epochs=5)))
+    cnn, resnet18, _ = (cell.name for cell in both.cells())
+    ended = [
+        record_of(setup, cell=cnn, epochs=5, max_epochs=5, start_seconds=9, epoch_seconds=8, status=TrialStatus.COMPLETED),
+        record_of(setup, cell=resnet18, epochs=5, max_epochs=5, epoch_seconds=1, status=TrialStatus.COMPLETED),
+    ]
+    assert left_of(both, ended) == pytest.approx(5)
+    assert left_of(both, ended[:1]) == pytest.approx(2 * (9 + 5 * 8))
+
+
 def test_an_overdue_epoch_never_makes_the_time_left_negative(setup: SearchSetup):
     last = [record_of(setup, cell=cell, epochs=4, max_epochs=5) for cell in CELLS]
     assert left_of(GRID, last, now=60.0, slots=3) == 0.0

@@ -30,7 +30,8 @@ class TimeLeft:
 
     Without a scheduler every trial is taken to run all its epochs: the bound is a true one. With one, a trial is expected
     to run as long as those that ran longer than it has run, on average, and a trial to come as long as one of those
-    started. A cell that has not been seen is taken to be as slow for its work as the slowest that has.
+    started. A cell that has not been seen is taken to be as slow for its work as the slowest one seen of its kind, CNN or
+    ResNet; the CNN's wide layers take longer for the same work.
     """
 
     def __init__(self, space: SearchSpace, strategy: Strategy, *, work: Mapping[str, float]) -> None:
@@ -42,6 +43,7 @@ class TimeLeft:
             work: What one image costs in each cell, by its name and in any unit, as `work_of_cells` counts it.
         """
         self._foreseen = foresee_trials(plan_cells(space, strategy), strategy)
+        self._is_resnet = {trial.cell: isinstance(trial.trial.network, ResNetConfig) for trial in self._foreseen}
         self._stops_trials = strategy.scheduler != "none"
         self._budget_seconds = strategy.time_budget_seconds
         self._work = work
@@ -119,8 +121,9 @@ class TimeLeft:
     def _pace(self, cell: str, paces: Mapping[str, _Pace]) -> _Pace:
         if cell in paces:
             return paces[cell]
-        slowest = max(pace.epoch_seconds / self._work[seen] for seen, pace in paces.items())
-        return _Pace(max(pace.start_seconds for pace in paces.values()), slowest * self._work[cell])
+        alike = {seen: pace for seen, pace in paces.items() if self._is_resnet[seen] == self._is_resnet[cell]} or paces
+        slowest = max(pace.epoch_seconds / self._work[seen] for seen, pace in alike.items())
+        return _Pace(max(pace.start_seconds for pace in alike.values()), slowest * self._work[cell])
 
 
 def work_of_cells(space: SearchSpace, setup: SearchSetup, *, num_classes: int) -> dict[str, float]:
