@@ -1,0 +1,58 @@
+"""The benchmarks of speed measure what they say, on images few and small; their ratios are no matter here."""
+
+import re
+
+import pytest
+
+from benchmarks import prefix, step, store
+from benchmarks.trials import data_parser, prepared_setup
+from tune_lung.data.cache import Cache
+from tune_lung.data.phantoms import ensure_phantoms
+
+
+@pytest.fixture(scope="module")
+def small() -> list[str]:
+    """Options for few and small phantoms, drawn once."""
+    with Cache.open() as cache:
+        return ["--data", str(ensure_phantoms(cache, seed=0)), "--limit", "60", "--image-size", "32"]
+
+
+def test_features_change_no_number_and_are_there(
+    small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prefix, "LEAST_RATIOS", {4: 0.0})
+    assert prefix.main(small) == 0
+    assert re.fullmatch(r"holds: 4 frozen blocks, [\d.]+ times as fast, at least 0; the same numbers\n", capsys.readouterr().out)
+
+
+def test_a_prefix_without_features_never_holds(small: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prefix, "CACHE_BYTES", 0)
+    with prepared_setup(data_parser("prefix", None).parse_args(small)) as setup:
+        assert prefix.compare(setup, 4) == (0.0, False)
+
+
+def test_a_step_is_set_against_fp32_and_the_matrix_rate(
+    small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(step, "supports_bf16", lambda _: True)
+    monkeypatch.setattr(step, "LEAST_RATIOS", {"cnn": 0.0, "resnet18": 0.0})
+    monkeypatch.setattr(step, "LEAST_SHARE", 0.0)
+    monkeypatch.setattr(step, "NUM_TURNS", 1)
+    monkeypatch.setattr(step, "_MATRIX_SIDE", 64)
+    monkeypatch.setitem(step.POINTS, "cnn", {"model": "cnn", "depth": 2, "base_channels": 4})  # type: ignore[misc]
+    assert step.main(small) == 0
+    assert re.findall(r"^holds: (\w+): ", capsys.readouterr().out, re.MULTILINE) == ["cnn", "resnet18", "resnet18"]
+
+
+def test_resnet18_does_what_its_layers_count(small: list[str]):
+    with prepared_setup(data_parser("step", None).parse_args([*small, "--image-size", "128"])) as setup:
+        assert step.operations_of_step(setup, "resnet18") == pytest.approx(6 * 0.5e9, rel=0.2)  # a third of 224 px's 1.8e9
+
+
+def test_a_store_is_built_once_and_opened_again(
+    small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "LEAST_RATE", 0.0)
+    monkeypatch.setattr(store, "MOST_SECONDS", 100.0)
+    assert store.main(small) == 0
+    assert re.findall(r"^(holds|FAILS)", capsys.readouterr().out, re.MULTILINE) == ["holds", "holds"]
