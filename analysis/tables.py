@@ -343,7 +343,7 @@ def _comparison_columns(table: pd.DataFrame) -> list[tuple[Heading, _Text]]:
     if table["val_macro_recall"].isna().all() and table["selection_score"].notna().any():
         columns[4] = (("selection", "score"), lambda row: shown(row["selection_score"]))
     if table["macro_points_over_cnn"].notna().any():
-        columns.append((("points", "over cnn"), lambda row: signed(row["macro_points_over_cnn"])))
+        columns.append((("points", "vs cnn"), lambda row: signed(row["macro_points_over_cnn"])))
     if table["weights"].nunique() > 1:
         columns.append((("", "weights"), lambda row: shown(row["weights"])))
     return columns
