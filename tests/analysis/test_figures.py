@@ -207,7 +207,10 @@ def test_an_untested_run_is_drawn_without_recalls(random_run, tmp_path):
     nothing = np.full(len(random_run.trials), np.nan)
     trials = random_run.trials.assign(test_micro_recall=nothing, test_macro_recall=nothing)
     untested = replace(random_run, trials=trials, predictions=random_run.predictions.iloc[:0])
-    save_figure(figure4(untested), tmp_path / "figure.png")
+    figure = figure4(untested)
+    assert not np.isfinite([line.get_ydata()[0] for line in points(panels(figure)["Micro recall on test"], "o")]).any()
+    assert len(points(panels(figure)["Trainable parameters"], "o")) == len(trials)
+    save_figure(figure, tmp_path / "figure.png")
 
 
 def test_the_same_run_gives_the_same_bytes_at_200_dots_per_inch(random_run, tmp_path):
