@@ -29,8 +29,8 @@ search: $(READY) ## the main job in small: freeze_grid on synthetic X-rays, with
 	$(PYTHON) -m tune_lung.search --space freeze_grid --image-size 64 --limit 560 --max-epochs 4 \
 		--set padding=same --set batch_size=12 --set learning_rate=0.002
 
-test: $(READY) ## run the tests
-	$(PYTHON) -m pytest
+test: $(READY) ## run the tests: the searches in one process, all else in another
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 check: format lint types imports wheel ## format, lint, types, imports, and the wheel in a fresh environment
 

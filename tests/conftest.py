@@ -17,6 +17,16 @@ settings.register_profile("tune_lung", deadline=None)
 settings.load_profile("tune_lung")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let `pytest -n 2 --dist loadgroup` run the searches in one worker, with one Ray, and all else in the other."""
+    searches = {"local_ray", "finished_search", "sampled_search"}
+    for item in items:
+        if item.get_closest_marker("ray") or searches.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    # The longest group goes first: the other worker is handed what comes after it.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the session's caches out of the user's."""
