@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from benchmarks.bars import Bar, exit_status
 from tune_lung.analysis.figures import figure4, save_figure
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.results.ledger import Ledger, Row
@@ -191,7 +192,7 @@ def read_and_draw(root: Path) -> dict[str, float]:
     return {"read_seconds": read - start, "draw_seconds": drawn - read, "peak_bytes": peak}
 
 
-def bars(seconds: Sequence[float], reading: Mapping[str, float]) -> list[tuple[str, bool]]:
+def bars(seconds: Sequence[float], reading: Mapping[str, float]) -> list[Bar]:
     """Hold what was measured against what is allowed.
 
     Args:
@@ -199,14 +200,14 @@ def bars(seconds: Sequence[float], reading: Mapping[str, float]) -> list[tuple[s
         reading: As `read_and_draw` measures it.
 
     Returns:
-        Each bar as a line of text, and whether it holds.
+        Each bar, and whether it holds.
     """
     growth = seconds[-1] / seconds[0]
     read, draw, peak = reading["read_seconds"], reading["draw_seconds"], reading["peak_bytes"]
     return [
-        (f"last tenth / first tenth {growth:.2f}, at most {MOST_GROWTH}", growth <= MOST_GROWTH),
-        (f"reading {read:.1f} s + Figure 4 {draw:.1f} s, at most {MOST_SECONDS:g} s", read + draw <= MOST_SECONDS),
-        (f"memory of that {peak / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:,.0f} MB", peak <= MOST_BYTES),
+        Bar(f"last tenth / first tenth {growth:.2f}, at most {MOST_GROWTH}", growth <= MOST_GROWTH),
+        Bar(f"reading {read:.1f} s + Figure 4 {draw:.1f} s, at most {MOST_SECONDS:g} s", read + draw <= MOST_SECONDS),
+        Bar(f"memory of that {peak / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:,.0f} MB", peak <= MOST_BYTES),
     ]
 
 
@@ -228,10 +229,7 @@ def main() -> int:
         f"{NUM_TRIALS:,} trials of {NUM_EPOCHS} epochs: {1000 * sum(seconds) / NUM_TRIALS:.1f} ms a trial, {num_files:,} files"
     )
     console.print(f"each tenth next to the first: {'  '.join(f'{tenth / seconds[0]:.2f}' for tenth in seconds)}")
-    verdicts = bars(seconds, reading)
-    for text, holds in verdicts:
-        console.print(f"{'holds' if holds else 'FAILS'}: {text}")
-    return 0 if all(holds for _, holds in verdicts) else 1
+    return exit_status(bars(seconds, reading), console)
 
 
 def _record(ledger: Ledger, search: MadeUpSearch, number: int, *, epochs_run: int) -> None:

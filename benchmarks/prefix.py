@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from benchmarks.bars import Bar, exit_status
 from benchmarks.trials import CACHE_BYTES, data_parser, prepared_setup, test_predictions, train
 from tune_lung.training.fit import EpochResult
 from tune_lung.tuning.plan import SearchSetup
@@ -33,17 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 when its bars hold, else 1.
     """
     options = data_parser("prefix", __doc__).parse_args(arguments)
-    console = Console(highlight=False)
-    holds = True
     with prepared_setup(options) as setup:
-        for frozen_blocks, least in LEAST_RATIOS.items():
-            ratio, are_equal = compare(setup, frozen_blocks)
-            does_hold = are_equal and ratio >= least
-            sameness = "the same numbers" if are_equal else "OTHER NUMBERS"
-            verdict = "holds" if does_hold else "FAILS"
-            console.print(f"{verdict}: {frozen_blocks} frozen blocks, {ratio:.2f} times as fast, at least {least:g}; {sameness}")
-            holds &= does_hold
-    return 0 if holds else 1
+        return exit_status((_bar(setup, *least) for least in LEAST_RATIOS.items()), Console(highlight=False))
+
+
+def _bar(setup: SearchSetup, frozen_blocks: int, least: float) -> Bar:
+    ratio, are_equal = compare(setup, frozen_blocks)
+    sameness = "the same numbers" if are_equal else "OTHER NUMBERS"
+    text = f"{frozen_blocks} frozen blocks, {ratio:.2f} times as fast, at least {least:g}; {sameness}"
+    return Bar(text, are_equal and ratio >= least)
 
 
 def compare(setup: SearchSetup, frozen_blocks: int) -> tuple[float, bool]:

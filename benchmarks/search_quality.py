@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import wilcoxon
 
+from benchmarks.bars import Bar, exit_status
 from benchmarks.crossing import crossing_problem
 from benchmarks.methods import METHODS, OURS, UNSTOPPED
 from benchmarks.simulation import simulate
@@ -69,14 +70,14 @@ def regret_of(problem_name: str, method: str, seed: int) -> np.ndarray:
     return problem.best_value - best
 
 
-def bars(regrets: Regrets) -> list[tuple[str, bool]]:
+def bars(regrets: Regrets) -> list[Bar]:
     """Hold one problem's regrets against what is allowed.
 
     Returns:
-        Each bar as a line of text, and whether it holds.
+        Each bar, and whether it holds.
     """
     num_epochs = regrets[OURS].shape[1]
-    lines = []
+    lines: list[Bar] = []
     for moment in (num_epochs // QUARTER, num_epochs):
         for rival in regrets:
             if rival != OURS:
@@ -84,18 +85,18 @@ def bars(regrets: Regrets) -> list[tuple[str, bool]]:
     early = float(np.median(regrets[OURS][:, num_epochs // QUARTER - 1]))
     late = float(np.median(regrets[UNSTOPPED][:, -1]))
     text = f"a quarter of the epochs, median {early:.4f}, against {UNSTOPPED} with all of them, {late:.4f}: at most that"
-    lines.append((text, early <= late))
+    lines.append(Bar(text, early <= late))
     return lines
 
 
-def _comparison(regrets: Regrets, rival: str, moment: int) -> list[tuple[str, bool]]:
+def _comparison(regrets: Regrets, rival: str, moment: int) -> list[Bar]:
     ours, theirs = regrets[OURS][:, moment - 1], regrets[rival][:, moment - 1]
     p = _p_that_larger(ours, theirs)
     median, most = float(np.median(ours)), MOST_MEDIAN * float(np.median(theirs))
     start = f"{moment} epochs, against {rival}:"
     return [
-        (f"{start} not worse, p = {p:.3f}, above {LEAST_P}", p > LEAST_P),
-        (f"{start} median {median:.4f}, at most {MOST_MEDIAN} x its own = {most:.4f}", median <= most),
+        Bar(f"{start} not worse, p = {p:.3f}, above {LEAST_P}", p > LEAST_P),
+        Bar(f"{start} median {median:.4f}, at most {MOST_MEDIAN} x its own = {most:.4f}", median <= most),
     ]
 
 
@@ -117,16 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
-    holds = True
+    status = 0
     with ProcessPoolExecutor() as pool:
         for name in options.problem or problem_names():
             regrets = _searched(pool, name, options.seeds, console)
             console.print(_table(name, regrets))
-            for text, does_hold in bars(regrets):
-                console.print(f"{'holds' if does_hold else 'FAILS'}: {text}", soft_wrap=True)
-                holds &= does_hold
+            status |= exit_status(bars(regrets), console)
             console.print()
-    return 0 if holds else 1
+    return status
 
 
 def _searched(pool: ProcessPoolExecutor, name: str, num_seeds: int, console: Console) -> Regrets:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from rich.console import Console
 
+from benchmarks.bars import Bar, exit_status
 from benchmarks.trials import data_parser, prepared_setup, train
 from tune_lung.config import PointValue, TrialConfig
 from tune_lung.data.store import PixelStore
@@ -50,16 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = data_parser("step", __doc__).parse_args(arguments)
     console = Console(highlight=False)
     if not supports_bf16(torch.device("cpu")):
-        console.print("FAILS: this processor does not multiply bf16 natively")
-        return 1
+        return exit_status([Bar("this processor does not multiply bf16 natively", holds=False)], console)
     with prepared_setup(options) as setup:
-        bars = [bar for model in POINTS for bar in _bars(setup, model)]
-    for text, holds in bars:
-        console.print(f"{'holds' if holds else 'FAILS'}: {text}")
-    return 0 if all(holds for _, holds in bars) else 1
+        return exit_status((bar for model in POINTS for bar in _bars(setup, model)), console)
 
 
-def _bars(setup: SearchSetup, model: str) -> list[tuple[str, bool]]:
+def _bars(setup: SearchSetup, model: str) -> list[Bar]:
     rates: dict[str, list[float]] = {"fp32": [], "bf16": []}
     matrix_rates = []
     for turn in range(NUM_TURNS):
@@ -71,10 +68,10 @@ def _bars(setup: SearchSetup, model: str) -> list[tuple[str, bool]]:
             images_per_second += [result.images_per_second for result in results]
     fp32, bf16 = (statistics.median(rate) for rate in rates.values())
     ratio = bf16 / fp32
-    bars = [(f"{model}: bf16 {ratio:.2f} times fp32, at least {LEAST_RATIOS[model]}", ratio >= LEAST_RATIOS[model])]
+    bars = [Bar(f"{model}: bf16 {ratio:.2f} times fp32, at least {LEAST_RATIOS[model]}", ratio >= LEAST_RATIOS[model])]
     if model == "resnet18":
         share = bf16 * operations_of_step(setup, model) / statistics.median(matrix_rates)
-        bars.append((f"{model}: {share:.0%} of the bf16 matrix rate, at least {LEAST_SHARE:.0%}", share >= LEAST_SHARE))
+        bars.append(Bar(f"{model}: {share:.0%} of the bf16 matrix rate, at least {LEAST_SHARE:.0%}", share >= LEAST_SHARE))
     return bars
 
 

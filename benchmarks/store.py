@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.bars import Bar, exit_status
 from benchmarks.trials import CACHE_BYTES, data_parser
 from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache, num_workers
@@ -43,13 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = _seconds_in_fresh_process(root, cache_root, options.image_size, options.limit)
     rate = num_images / seconds / num_workers()
     bars = [
-        (f"{rate:,.0f} images a second and core, at least {LEAST_RATE:g}", rate >= LEAST_RATE),
-        (f"opened again in {again:.2f} s, at most {MOST_SECONDS:g} s", again <= MOST_SECONDS),
+        Bar(f"{rate:,.0f} images a second and core, at least {LEAST_RATE:g}", rate >= LEAST_RATE),
+        Bar(f"opened again in {again:.2f} s, at most {MOST_SECONDS:g} s", again <= MOST_SECONDS),
     ]
-    console = Console(highlight=False)
-    for text, holds in bars:
-        console.print(f"{'holds' if holds else 'FAILS'}: {text}")
-    return 0 if all(holds for _, holds in bars) else 1
+    return exit_status(bars, Console(highlight=False))
 
 
 def open_store(root: Path, cache_root: Path, image_size: int, limit: int | None) -> tuple[float, int]:

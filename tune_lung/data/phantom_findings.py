@@ -11,10 +11,10 @@ _UNSEEN_SHARE = 0.10
 
 
 def draw_severity(rng: np.random.Generator) -> float:
-    """Draw how far a disease has gone, 0 (nothing to see) to 1."""
+    """Draw how dense a finding is next to a plain one, 0 (nothing to see) to 1.25."""
     if rng.uniform() < _UNSEEN_SHARE:
         return float(rng.uniform(0, 0.08))
-    return float(0.60 + 0.40 * rng.beta(1.3, 1.3))
+    return float(0.80 + 0.45 * rng.beta(1.3, 1.3))
 
 
 def ground_glass(rng: np.random.Generator, chest: Chest) -> Map:

@@ -21,7 +21,7 @@ from tune_lung.errors import InputError
 from tune_lung.files import write_text_whole
 from tune_lung.randomness import derive_seed
 
-PHANTOM_VERSION = 3
+PHANTOM_VERSION = 4
 """Raised whenever the same seed would give other pictures."""
 IMAGE_PIXELS = 299
 MASK_PIXELS = 256
