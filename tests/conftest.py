@@ -17,6 +17,7 @@ settings.register_profile("tune_lung", deadline=None)
 settings.load_profile("tune_lung")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let `pytest -n 2 --dist loadgroup` run the searches in one worker, with one Ray, and all else in the other."""
     searches = {"local_ray", "finished_search", "sampled_search"}
