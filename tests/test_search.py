@@ -106,9 +106,17 @@ def test_sampled_cells_get_equal_shares_and_their_tuned_values_are_named(sampled
     assert "learning_rate" in output
 
 
-def test_ctrl_c_ends_soon_and_leaves_a_readable_ledger(tmp_path: Path) -> None:
+def test_ctrl_c_ends_within_10_seconds_and_leaves_a_readable_ledger(tmp_path: Path) -> None:
     command = search_command(tmp_path, "--max-epochs", "1000", "--name", "cut")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A shell lets what it runs in the background ignore Ctrl-C, and so would all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     epochs = tmp_path / "cut" / "checkpoints"
     deadline = time.monotonic() + 90
     while not epochs.is_dir() and time.monotonic() < deadline and process.poll() is None:
@@ -117,8 +125,7 @@ def test_ctrl_c_ends_soon_and_leaves_a_readable_ledger(tmp_path: Path) -> None:
     sent = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    # Alone on the machine it takes 4 s; here other tests run, and fresh files are on their way to the disk.
-    assert time.monotonic() - sent < 30, output
+    assert time.monotonic() - sent < 10, output
     assert process.returncode == 130, output
     assert "--resume" in output
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"
