@@ -20,9 +20,8 @@ settings.load_profile("tune_lung")
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let `pytest -n 2 --dist loadgroup` run the searches in one worker, with one Ray, and all else in the other."""
-    searches = {"local_ray", "finished_search", "sampled_search"}
     for item in items:
-        if item.get_closest_marker("ray") or searches.intersection(getattr(item, "fixturenames", ())):
+        if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
     # The longest group goes first: the other worker is handed what comes after it.
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
