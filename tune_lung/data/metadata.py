@@ -1,9 +1,10 @@
 """The release's tables `CLASS.metadata.xlsx`: where each image came from. They give nothing else, and nothing depends on them."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from python_calamine import CalamineWorkbook
 
 from tune_lung.data.scan import IMAGE_SUFFIXES, Scan
 
@@ -36,14 +37,9 @@ def read_metadata(path: Path) -> ClassMetadata:
     Returns:
         Its rows; `readable` is False, and there are none, where the file is damaged or has no column of names.
     """
-    import openpyxl  # half a second that a second start does not need
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about styles and extensions, which play no part
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-            book.close()
+        with CalamineWorkbook.from_path(path) as book:
+            rows = book.get_sheet_by_index(0).to_python()
         return ClassMetadata(readable=True, sources=_sources(rows))
     except Exception:  # a damaged table can raise anything, and must not stop a search
         return ClassMetadata(readable=False, sources={})
