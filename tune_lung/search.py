@@ -81,6 +81,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     from tune_lung.tuning.cluster import plan_resources, ray_session
     from tune_lung.tuning.forecasting.dry_run import dry_run
     from tune_lung.tuning.plan import SearchSetup
+    from tune_lung.tuning.scheduler import judged_epochs
 
     request = _data_request(options, run)
     request.check()
@@ -107,6 +108,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
                 weights=weights,
                 cpus_per_trial=resources.cpus_per_trial,
                 gpus_per_trial=resources.gpus_per_trial,
+                judged_epochs=judged_epochs(strategy, max_epochs=space.max_epochs()),
             )
             announcement = _announcement(space, strategy, setup, resources, prepared)
             console.print(announcement, highlight=False, soft_wrap=True)

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from tune_lung.config import CnnConfig, CnnShape, ResNetConfig
-from tune_lung.models.network import build_network, count_parameters, trainable_parameters
+from tune_lung.models.network import (
+    build_network,
+    changing_state,
+    count_parameters,
+    load_changing_state,
+    trainable_parameters,
+)
 from tune_lung.models.weights import RANDOM_WEIGHTS
 
 # Of the paper's logs (total and trainable parameters, 4 classes), k = 0..4 frozen blocks.
@@ -131,3 +137,29 @@ def test_trainable_parameters_are_those_outside_the_prefix():
     network = built(random_resnet(frozen_blocks=2))
     trained = {id(parameter) for parameter in trainable_parameters(network)}
     assert trained == {id(parameter) for parameter in network.rest.parameters()}
+
+
+@pytest.mark.parametrize("protocol", ["strict", "published"])
+@pytest.mark.parametrize("frozen_blocks", [0, 2])
+def test_a_network_comes_back_from_its_start_and_what_training_may_change(protocol, frozen_blocks):
+    trained, again = (built(random_resnet(frozen_blocks), protocol=protocol) for _ in range(2))
+    with torch.no_grad():
+        for parameter in trainable_parameters(trained):
+            parameter += 1
+        for name, buffer in trained.named_buffers():
+            if not name.endswith("num_batches_tracked"):
+                buffer += 0.5
+    load_changing_state(again, changing_state(trained))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_what_training_may_change_leaves_out_frozen_parameters_and_nothing_else():
+    network = built(random_resnet(3), protocol="published")
+    left_out = network.state_dict().keys() - changing_state(network).keys()
+    assert left_out == {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert any(name.startswith("rest.layer1") for name in left_out)
+
+
+def test_another_networks_state_is_refused():
+    with pytest.raises(ValueError, match="belong to another network"):
+        load_changing_state(built(random_resnet(2)), changing_state(built(random_resnet(3))))

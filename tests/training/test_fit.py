@@ -81,6 +81,26 @@ def test_fit_goes_on_from_the_previous_state_when_the_last_is_damaged(
     assert next(fit(make_job(), checkpoints)).epoch == 3
 
 
+def test_fit_saves_the_state_to_go_on_from_at_rungs(make_job: MakeJob, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    saved = []
+    for result in fit(make_job(), checkpoints, rungs={2}):
+        newest = checkpoints.newest()
+        saved.append((result.epoch, newest and newest.state["epoch"]))
+    assert saved == [(1, None), (2, 2), (3, 2), (4, 4)]
+
+
+def test_a_checkpoint_holds_no_frozen_parameter(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job({"model": "resnet18", "frozen_blocks": 4, "weights": "random", "max_epochs": 1})
+    list(fit(job, Checkpoints(tmp_path)))
+    kept = load(Checkpoints(tmp_path).best).part("network")
+    frozen = {name for name, parameter in job.build_network().named_parameters() if not parameter.requires_grad}
+    assert frozen
+    assert not frozen & kept.keys()
+    assert {"rest.fc.weight", "rest.fc.bias"} <= kept.keys()
+    assert Checkpoints(tmp_path).best.stat().st_size < 200_000  # the whole network takes 45 MB
+
+
 def test_fit_keeps_the_best_epochs_network(make_job: MakeJob, tmp_path: Path) -> None:
     results = list(fit(make_job(), Checkpoints(tmp_path)))
     best = max(results, key=lambda result: result.selection_score)

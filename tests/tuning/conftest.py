@@ -30,11 +30,11 @@ class LooksLikeATrial:
 
 
 def epoch_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
-    """One epoch as the trainable reports it."""
+    """A report of one epoch as the trainable makes it."""
     numbers = {"train_loss": 1.0, "val_loss": 0.9, "val_macro_recall": score, "val_micro_recall": score}
     numbers |= {"selection_score": score, "epoch_seconds": 2.0, "validation_seconds": 0.5, "images_per_second": 50.0}
     facts = {"total_params": 10, "trainable_params": 5, "mult_adds": 100, "device": "cpu", "prefix_seconds": None}
-    return {
+    row = {
         "epoch": epoch,
         "learning_rate": 0.001,
         "best_epoch": epoch,
@@ -44,6 +44,7 @@ def epoch_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
         **facts,
         **more,
     }
+    return row | {"epochs": [row]}
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -120,6 +120,27 @@ def count_parameters(network: nn.Module) -> ParameterCount:
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
     """List the parameters that an optimizer may change, in the network's order."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def changing_state(network: Network) -> dict[str, Tensor]:
+    """Name every tensor that training may change: all but the frozen parameters, which the network's start gives again."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+
+
+def load_changing_state(network: Network, tensors: Mapping[str, Tensor]) -> None:
+    """Bring a network at its start to where training had it.
+
+    Args:
+        network: Built as the one that `tensors` come from.
+        tensors: What `changing_state` named.
+
+    Raises:
+        ValueError: The tensors are another network's.
+    """
+    if tensors.keys() != changing_state(network).keys():
+        raise ValueError("These tensors belong to another network.")
+    network.load_state_dict(dict(tensors), strict=False)
 
 
 def _resnet_stages(network: ResNetConfig, weights: WeightsSource, seed: int) -> OrderedDict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """A trial's checkpoints: safetensors files that carry their own digest.
 
-`best` holds the network of the best epoch; `last` also the optimizer and the counters, so that training can go on;
-`previous` is the `last` before it. Nothing here unpickles.
+`best` holds what training changed of the network by the best epoch, frozen parameters left out; `last` also the optimizer
+and the counters, so that training can go on; `previous` is the `last` before it. Nothing here unpickles.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ Shapes: N images, K classes.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from tune_lung.config import TrialConfig
 from tune_lung.data.batches import epoch_batches
 from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
 from tune_lung.evaluation.predictions import predict_logits
-from tune_lung.models.network import Network, trainable_parameters
+from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
 from tune_lung.randomness import derive_seed
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
@@ -81,14 +81,15 @@ class EpochResult:
         return self.epoch == self.best_epoch
 
 
-def fit(job: TrainingJob, checkpoints: Checkpoints) -> Iterator[EpochResult]:
+def fit(job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = ()) -> Iterator[EpochResult]:
     """Train a trial to its early stop, from its newest checkpoint where there is one.
 
-    The best epoch's network is saved at once; the state to go on from at the end and at most every 30 s.
+    The best epoch's network is saved at once; the state to go on from at rungs, at the end and at most every 30 s.
 
     Args:
         job: The trial.
         checkpoints: Its folder.
+        rungs: Epochs at which trials are compared.
 
     Yields:
         Each epoch's result, the last one with a stop reason.
@@ -110,7 +111,7 @@ def fit(job: TrainingJob, checkpoints: Checkpoints) -> Iterator[EpochResult]:
         if state.stopping.is_best(epoch, validation.score):
             checkpoints.save_best(_answering(state.network, epoch, validation.score))
         stop_reason = _stop_reason(job.trial, state.stopping, epoch)
-        if stop_reason or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
+        if stop_reason or epoch in rungs or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
             checkpoints.save_last(_snapshot(state, epoch))
             saved_at = time.monotonic()
         yield EpochResult(
@@ -243,11 +244,11 @@ def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _named(prefix: str, network: Network) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+    return {f"{prefix}.{name}": tensor for name, tensor in changing_state(network).items()}
 
 
 def _answering(network: Network, epoch: int, score: float) -> Checkpoint:
-    """Keep what answers: the network alone."""
+    """Keep what answers: the network's part that training changes."""
     return Checkpoint(tensors=_named("network", network), state={"epoch": epoch, "score": score})
 
 
@@ -266,13 +267,13 @@ def checkpoint_bytes(trial: TrialConfig, network: Network) -> tuple[int, int]:
         trial: Names the optimizer.
         network: Its network, or an outline of it.
     """
-    best = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    best = sum(tensor.numel() * tensor.element_size() for tensor in changing_state(network).values())
     trained = sum(parameter.numel() * parameter.element_size() for parameter in trainable_parameters(network))
     return best, best + _MOMENTS[trial.optimizer] * trained
 
 
 def _restore(state: _State, checkpoint: Checkpoint) -> None:
-    state.network.load_state_dict(checkpoint.part("network"))
+    load_changing_state(state.network, checkpoint.part("network"))
     parameters = trainable_parameters(state.network)
     memory: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.part("optimizer").items():

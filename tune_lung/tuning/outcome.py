@@ -7,6 +7,9 @@ from typing import Any
 METRIC = "selection_score"
 """The reported number that decides."""
 
+EPOCHS = "epochs"
+"""The rows of the epochs trained since the report before, in their order, the last one's numbers among them."""
+
 DIED_SILENTLY = "The worker died without a word."
 
 

@@ -126,6 +126,8 @@ class SearchSetup:
     """CPUs, and so torch threads, of one trial."""
     gpus_per_trial: float
     """GPUs of one trial."""
+    judged_epochs: frozenset[int] = frozenset()
+    """Epochs after which trials are compared: each is reported at once, and its state saved."""
 
     def plan_trial(self, cell: str, point: Point, repeat: int = 0) -> TrialPlan:
         """Work out identity and seeds of one point; order, worker and attempt play no part.

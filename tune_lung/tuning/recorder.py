@@ -16,7 +16,7 @@ from tune_lung.results.schema import StopReason, TrialStatus
 from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import DIED_SILENTLY, failure_of
+from tune_lung.tuning.outcome import DIED_SILENTLY, EPOCHS, failure_of
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.rungs import Decision
 
@@ -59,7 +59,7 @@ class TrialRecord:
     test_scores: dict[str, float] = field(default_factory=dict)
     """Columns of the sealed evaluation."""
     moments: list[float] = field(default_factory=lambda: [time.monotonic()])
-    """Monotonic moments of its start and of each epoch's report."""
+    """Monotonic moments of its start and of each epoch's end; the last one of a report is taken to end with it."""
     flushed_at: float = 0.0
     """Monotonic moment of the last write."""
 
@@ -73,6 +73,15 @@ class TrialRecord:
         """Mean time of a training pass, the first epoch left out; None before the second."""
         later = [row["epoch_seconds"] for row in self.epochs[1:]]
         return sum(later) / len(later) if later else None
+
+    def add_epochs(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take note of the epochs of a report, which has just come."""
+        moment, ends = time.monotonic(), []
+        for row in reversed(rows):
+            ends.append(moment)
+            moment -= row["epoch_seconds"] + row["validation_seconds"]
+        self.epochs += rows
+        self.moments += reversed(ends)
 
     def end(self, status: TrialStatus, stop_reason: StopReason, failure: str | None = None) -> None:
         """Take note of the trial's end."""
@@ -200,13 +209,12 @@ class Recorder(DriverOnly, Callback):
         self._write(record)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
-        """Add the epoch's row; a diverged epoch has none."""
+        """Add the epochs' rows; a diverged epoch has none."""
         record = self._record_by_ray_id[trial.trial_id]
         if failure_of(result) is not None:
             return
         record.facts = {name: result[name] for name in _FACT_COLUMNS}
-        record.epochs.append({name: result[name] for name in _EPOCH_COLUMNS})
-        record.moments.append(time.monotonic())
+        record.add_epochs([{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]])
         if time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
             self._write(record)
 

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from tune_lung.results.schema import TrialStatus
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import METRIC, failure_of
+from tune_lung.tuning.outcome import EPOCHS, METRIC, failure_of
 from tune_lung.tuning.proposals.studies import Outcome, Proposal, Studies, outcome_of, outcome_of_repeats
 from tune_lung.tuning.recorder import Recorder
 
@@ -58,9 +58,9 @@ class StudySearch(DriverOnly, Searcher):
         return budget is not None and time.monotonic() - self._started_at >= budget
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report an epoch's score as an intermediate value; with repeats there is none, for seeds are not compared."""
-        if failure_of(result) is None and self._strategy.repeats == 1:
-            self._studies.observe(self._number_by_trial[trial_id], result["epoch"], result[METRIC])
+        """Report epochs' scores as intermediate values; with repeats there are none, for seeds are not compared."""
+        if failure_of(result) is None:
+            self._observe(self._number_by_trial[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take note of a trial's end; the study is told when every repeat of the point has ended."""
@@ -68,14 +68,17 @@ class StudySearch(DriverOnly, Searcher):
         if number is None:  # told before
             return
         status, _ = self._recorder.ending_of(trial_id, None if error else result)
-        if status is TrialStatus.STOPPED and result and self._strategy.repeats == 1:
-            # Ray keeps the result that stopped a trial from its searcher.
-            self._studies.observe(number, result["epoch"], result[METRIC])
+        if status is TrialStatus.STOPPED and result:
+            self._observe(number, result)  # Ray keeps the result that stopped a trial from its searcher
         values = self._recorder.values_of(trial_id, self._strategy.objectives) if status is TrialStatus.COMPLETED else None
         ended = self._ended.setdefault(number, [])
         ended.append(outcome_of(status, values))
         if len(ended) == self._strategy.repeats:
             self._studies.tell(number, *outcome_of_repeats(self._ended.pop(number)))
+
+    def _observe(self, number: int, result: dict[str, Any]) -> None:
+        for row in result[EPOCHS] if self._strategy.repeats == 1 else ():
+            self._studies.observe(number, row["epoch"], row[METRIC])
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing of the studies: Ray's state files are never read back, the ledger is what a run goes on from."""

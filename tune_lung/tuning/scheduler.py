@@ -90,6 +90,13 @@ def rule_of(strategy: Strategy, *, max_epochs: int) -> StoppingRule | None:
     return Asha(rungs_of(strategy, max_epochs=max_epochs), reduction_factor=strategy.reduction_factor)
 
 
+def judged_epochs(strategy: Strategy, *, max_epochs: int) -> frozenset[int]:
+    """List the epochs at which a strategy's scheduler compares trials."""
+    if strategy.scheduler == "median":
+        return frozenset(range(1, max_epochs + 1))  # its running means are made of every epoch
+    return frozenset(rungs_of(strategy, max_epochs=max_epochs))
+
+
 def rungs_of(strategy: Strategy, *, max_epochs: int) -> tuple[int, ...]:
     """List the epochs at which a strategy's scheduler compares trials; none without ASHA, or where grace covers all."""
     if strategy.scheduler != "asha" or strategy.grace_epochs > max_epochs:

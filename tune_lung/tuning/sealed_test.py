@@ -6,6 +6,7 @@ import pandas as pd
 import ray
 
 from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
+from tune_lung.models.network import load_changing_state
 from tune_lung.training.checkpoints import load
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.device import claim_device
@@ -31,7 +32,7 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup) -> pd.DataFrame:
     store = setup.open_store()
     job = setup.training_job(plan, store=store, device=device)
     network = job.build_network()
-    network.load_state_dict(load(setup.checkpoints(plan).best).part("network"))
+    load_changing_state(network, load(setup.checkpoints(plan).best).part("network"))
     part = store.open_test()
     batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
     logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)

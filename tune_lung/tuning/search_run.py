@@ -16,6 +16,7 @@ from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.schema import TrialStatus, probability_column
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.tuning.cell_order import longest_first
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
@@ -25,7 +26,7 @@ from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.watching.progress import ProgressView
-from tune_lung.tuning.watching.time_left import work_of_cells
+from tune_lung.tuning.watching.time_left import TimeLeft, work_of_cells
 from tune_lung.tuning.watching.trackers import make_trackers
 
 
@@ -60,12 +61,13 @@ def run_search(
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     recorder = Recorder(ledger, setup, resources)
-    studies = Studies(space, strategy, seed=setup.run.seed, known=known)
+    cells = longest_first(space, setup.run, num_classes=len(ledger.classes))
+    studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
     view = ProgressView(
         recorder,
         space,
         strategy,
-        work=work_of_cells(space, setup, num_classes=len(ledger.classes)),
+        time_left=TimeLeft(cells, strategy, work=work_of_cells(space, setup, num_classes=len(ledger.classes))),
         max_concurrent=resources.max_concurrent,
         console=console,
     )

@@ -1,8 +1,9 @@
 """The Ray trainable: a thin shell around `fit`.
 
-It is a class, not a function: one call per epoch needs no thread, so a reused actor never waits for an old one's end.
+It is a class, not a function: one call per report needs no thread, so a reused actor never waits for an old one's end.
 """
 
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -17,13 +18,16 @@ from tune_lung.models.network import count_parameters, network_outline
 from tune_lung.results.ledger import Ledger
 from tune_lung.training.fit import DivergedError, EpochResult, fit
 from tune_lung.tuning.device import claim_device, device_name
+from tune_lung.tuning.outcome import EPOCHS
 from tune_lung.tuning.plan import SearchSetup
 
 _NOT_REPORTED = ("val_logits_NK",)
+_SECONDS_BETWEEN_REPORTS = 0.5
+"""Least time from report to report, but for an epoch that is judged: a report costs the driver some milliseconds."""
 
 
 class LungTrial(tune.Trainable):
-    """One trial: each step trains one epoch and reports its plain numbers."""
+    """One trial: each step trains an epoch, or as many short ones as fill half a second, and reports their plain numbers."""
 
     def setup(self, config: dict[str, Any], setup: SearchSetup | None = None) -> None:
         """Get ready for a trial.
@@ -46,20 +50,34 @@ class LungTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch.
+        """Train up to the next report: for half a second at least, or to an epoch that is judged.
 
         Returns:
-            The epoch's numbers and the trial's fixed facts; `done` with the last. A diverged trial reports no numbers,
-            only `failure`, so that nothing downstream meets a value that is not finite.
+            The last epoch's numbers, those of every epoch in `epochs`, and the trial's fixed facts; `done` with the last.
+            A diverged trial's last report has no numbers, only `failure`, so that nothing downstream meets a value
+            that is not finite.
         """
+        results = self._train_to_report()
+        if not results:
+            return {"failure": self._failure, "done": True}
+        best = [result for result in results if result.is_best]
+        if best:
+            self._write_validation_predictions(best[-1])
+        rows = [{name: value for name, value in vars(result).items() if name not in _NOT_REPORTED} for result in results]
+        return rows[-1] | self._facts | {EPOCHS: rows, "done": results[-1].stop_reason is not None}
+
+    def _train_to_report(self) -> list[EpochResult]:
+        """Train; no epoch at all where the trial has diverged."""
+        results: list[EpochResult] = []
+        started = time.monotonic()
         try:
-            result = next(self._epochs)
+            for result in self._epochs:
+                results.append(result)
+                if result.epoch in self._setup.judged_epochs or time.monotonic() - started >= _SECONDS_BETWEEN_REPORTS:
+                    break
         except DivergedError as error:
-            return {"failure": f"diverged: {error}", "done": True}
-        if result.is_best:
-            self._write_validation_predictions(result)
-        numbers = {name: value for name, value in vars(result).items() if name not in _NOT_REPORTED}
-        return numbers | self._facts | {"done": result.stop_reason is not None}
+            self._failure = f"diverged: {error}"  # told by the next step: the epochs before it count
+        return results
 
     def cleanup(self) -> None:
         """Let go of the prefix features."""
@@ -78,7 +96,8 @@ class LungTrial(tune.Trainable):
         self.cleanup()  # of the trial before
         self._cache = self._setup.data.open_cache()
         job = self._setup.training_job(self._plan, store=self._store, device=self._device, cache=self._cache)
-        self._epochs: Iterator[EpochResult] = fit(job, self._setup.checkpoints(self._plan))
+        self._epochs: Iterator[EpochResult] = fit(job, self._setup.checkpoints(self._plan), rungs=self._setup.judged_epochs)
+        self._failure = ""
 
     def _write_validation_predictions(self, result: EpochResult) -> None:
         frame = predictions_frame(result.val_logits_NK, self._store.part("validation"), self._store.classes)

@@ -24,7 +24,7 @@ TWO_EPOCHS = SearchSpace(arms=(Arm(model="cnn", max_epochs=2, learning_rate=LogU
 
 
 def trials_of(space: SearchSpace, strategy: Strategy) -> tuple[ForeseenTrial, ...]:
-    return foresee_trials(plan_cells(space, strategy), strategy)
+    return foresee_trials(plan_cells(space.cells(), strategy), strategy)
 
 
 def epochs_of(space: SearchSpace, **options: Any) -> EpochForecast:
@@ -42,7 +42,7 @@ def cost(**numbers: Any) -> TrialCost:
 
 def test_a_grid_has_one_point_a_cell_and_stands_for_itself() -> None:
     space = load_space("freeze_grid")
-    plans = plan_cells(space, Strategy.for_space(space))
+    plans = plan_cells(space.cells(), Strategy.for_space(space))
     assert [plan.num_points for plan in plans] == [1] * 11
     assert [plan.samples for plan in plans] == [(dict(cell.point),) for cell in space.cells()]
 
@@ -56,13 +56,13 @@ def test_trials_come_a_point_of_each_cell_in_turn_with_its_repeats_together() ->
 
 def test_a_cell_is_given_no_more_points_than_it_has() -> None:
     space = SearchSpace(arms=(Arm(model="cnn", depth=IntRange(2, 4), batch_size=Choice(16, 32)),))
-    assert [plan.num_points for plan in plan_cells(space, Strategy.for_space(space, samples=40))] == [3 * 2]
+    assert [plan.num_points for plan in plan_cells(space.cells(), Strategy.for_space(space, samples=40))] == [3 * 2]
 
 
 def test_samples_reach_every_fifth_of_every_axis_once() -> None:
     axes = {"depth": IntRange(2, 6), "channel_growth": Uniform(1.0, 2.0), "learning_rate": LogUniform(1e-5, 1.0)}
     space = SearchSpace(arms=(Arm(model="cnn", **axes),))
-    (plan,) = plan_cells(space, Strategy.for_space(space, samples=32))
+    (plan,) = plan_cells(space.cells(), Strategy.for_space(space, samples=32))
     assert sorted(sample["depth"] for sample in plan.samples) == [2, 3, 4, 5, 6]
     # The middles of the fifths: 1.1, 1.3, ...; for the rate half way between powers of ten, from 10^-4.5 on.
     assert sorted(sample["channel_growth"] for sample in plan.samples) == pytest.approx([1.1, 1.3, 1.5, 1.7, 1.9])

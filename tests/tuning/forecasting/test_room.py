@@ -34,9 +34,9 @@ def need(what: str, num_bytes: int, folder: Path, option: str = "--out") -> Disk
 def test_a_trial_keeps_three_checkpoints_and_adam_makes_two_of_them_larger() -> None:
     resnet = TrialConfig(network=ResNetConfig(model="resnet18", frozen_blocks=4))
     found = checkpoints_need([resnet] * 10, RunConfig(), num_classes=4, out=Path("runs"))
-    # ResNet18 of 4 classes: 11,178,564 parameters; 9,600 batch-norm statistics of 4 bytes and 20 counters of 8. At k = 4
-    # Adam keeps two numbers for each of the head's 2,052.
-    network = 4 * (11_178_564 + 9_600) + 20 * 8
+    # ResNet18 at k = 4: the head's 2,052 parameters, 9,600 batch-norm statistics of 4 bytes and 20 counters of 8. Adam keeps
+    # two numbers for each parameter that it trains.
+    network = 4 * (2_052 + 9_600) + 20 * 8
     assert found.num_bytes == 10 * (3 * network + 2 * 2 * 4 * 2_052)
 
 

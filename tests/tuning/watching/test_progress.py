@@ -12,6 +12,7 @@ from tune_lung.space import Arm, Choice, Grid, LogUniform, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.watching.progress import ProgressView
+from tune_lung.tuning.watching.time_left import TimeLeft
 
 from tests.tuning.conftest import LooksLikeATrial, epoch_result
 
@@ -59,9 +60,9 @@ def view_of(
     work = dict.fromkeys((cell.name for cell in space.cells()), 1.0)
     if not space.is_grid:
         strategy.setdefault("samples", 2)
-    view = ProgressView(
-        recorder, space, Strategy.for_space(space, **strategy), work=work, max_concurrent=max_concurrent, console=console
-    )
+    chosen = Strategy.for_space(space, **strategy)
+    time_left = TimeLeft(space.cells(), chosen, work=work)
+    view = ProgressView(recorder, space, chosen, time_left=time_left, max_concurrent=max_concurrent, console=console)
     return view, text
 
 

@@ -54,7 +54,7 @@ def left_of(
     **strategy: object,
 ) -> float | None:
     own_work = work or dict.fromkeys((cell.name for cell in space.cells()), 1.0)
-    return TimeLeft(space, Strategy.for_space(space, **strategy), work=own_work).seconds(
+    return TimeLeft(space.cells(), Strategy.for_space(space, **strategy), work=own_work).seconds(
         records, slots=slots, elapsed_seconds=elapsed_seconds, now=now
     )
 
@@ -154,7 +154,7 @@ def test_a_bound_is_called_at_most_and_an_expectation_about(
 ):
     cell = space.cells()[0]
     record = record_of(setup, cell=cell.name, epochs=3, max_epochs=int(str(cell.point["max_epochs"])))
-    time_left = TimeLeft(space, Strategy.for_space(space, **strategy), work={cell.name: 1.0 for cell in space.cells()})
+    time_left = TimeLeft(space.cells(), Strategy.for_space(space, **strategy), work={cell.name: 1.0 for cell in space.cells()})
     assert time_left.text([record], slots=1, elapsed_seconds=3.0, now=3.0) == text
 
 

@@ -9,6 +9,7 @@ from tune_lung.config import TrialConfig
 from tune_lung.data.store import PixelStore
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.tuning.cell_order import longest_first
 from tune_lung.tuning.cluster import Resources, node_offers
 from tune_lung.tuning.forecasting.forecast import CellPlan, foresee_epochs, foresee_trials, plan_cells
 from tune_lung.tuning.forecasting.probe import ProbeRequest, largest_point, probe, work_of, workload_of
@@ -33,12 +34,13 @@ def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resource
     Raises:
         InputError: Disk, memory or GPU memory cannot hold the search.
     """
-    plans = plan_cells(space, strategy)
-    trials = foresee_trials(plans, strategy)
+    store = PixelStore.open(setup.store)
+    plans = plan_cells(space.cells(), strategy)
+    taken_up = longest_first(space, setup.run, num_classes=len(store.classes))
+    trials = foresee_trials(plan_cells(taken_up, strategy), strategy)
     epochs = foresee_epochs(trials, strategy, group_of=groups_of(space))
     show_plan(plans, epochs, strategy, compares_all=space.is_grid, console=console)
 
-    store = PixelStore.open(setup.store)
     configs = [trial.trial for trial in trials]
     checkpoints = checkpoints_need(configs, setup.run, num_classes=len(store.classes), out=setup.run_root.parent)
     check_disk([checkpoints])
@@ -49,7 +51,7 @@ def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resource
     check_disk([checkpoints, features])
     check_memory(offers, slots=slots, trial_bytes=measured.memory_bytes)
     check_gpu_memory(gpus_per_trial=resources.gpus_per_trial, trial_bytes=measured.gpu_memory_bytes, gpu_bytes=measured.gpu_bytes)
-    show_networks(trials, measured, num_images=store.num_images["train"], console=console)
+    show_networks(foresee_trials(plans, strategy), measured, num_images=store.num_images["train"], console=console)
     show_time(trials, epochs, measured, strategy, slots=slots, console=console)
     show_needs(Needs(checkpoints=checkpoints, features=features, offers=offers, slots=slots), measured, console=console)
 

@@ -11,7 +11,7 @@ import numpy as np
 from tune_lung.config import PointValue, TrialConfig
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import Verdict
-from tune_lung.space import Cell, LogUniform, SampledAxis, SearchSpace
+from tune_lung.space import Cell, LogUniform, SampledAxis
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import SECONDS_BETWEEN_LAST
 from tune_lung.tuning.rungs import StoppingRule
@@ -115,10 +115,10 @@ class TrialCost:
         )
 
 
-def plan_cells(space: SearchSpace, strategy: Strategy) -> tuple[CellPlan, ...]:
+def plan_cells(cells: Iterable[Cell], strategy: Strategy) -> tuple[CellPlan, ...]:
     """Say what each cell is given: never more points than there are."""
     plans = []
-    for cell in space.cells():
+    for cell in cells:
         listed = cell.all_values()
         wanted = strategy.num_points(cell)
         num_points = wanted if listed is None else min(wanted, len(listed))

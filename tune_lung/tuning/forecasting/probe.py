@@ -25,7 +25,7 @@ from tune_lung.data.store import OpenPart, Part, PixelStore
 from tune_lung.errors import InputError
 from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
 from tune_lung.models.cost import mult_adds
-from tune_lung.models.network import network_outline
+from tune_lung.models.network import load_changing_state, network_outline
 from tune_lung.space import Cell
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints, load
 from tune_lung.training.fit import EpochResult, fit
@@ -265,7 +265,7 @@ def _predictions_seconds(job: TrainingJob, result: EpochResult, folder: Path) ->
 def _test_seconds(job: TrainingJob, checkpoints: Checkpoints, *, num_images: int) -> float:
     """Time the way from a checkpoint to answers for so many images, on validation images."""
     network = job.build_network()
-    loading = _seconds(lambda: network.load_state_dict(load(checkpoints.best).part("network")))
+    loading = _seconds(lambda: load_changing_state(network, load(checkpoints.best).part("network")))
     batches = input_batches(job.validation, job.transform(), batch_size=_BATCH_SIZE, device=job.device)
     answering = _seconds(lambda: predict_logits(network, batches, device=job.device, precision=job.trial.precision))
     return loading + answering * num_images / len(job.validation.labels_N)

@@ -90,7 +90,15 @@ class _Asked:
 class Studies:
     """Proposes the points of a space, each at most once, and learns from what became of them."""
 
-    def __init__(self, space: SearchSpace, strategy: Strategy, *, seed: int, known: Iterable[KnownTrial] = ()) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        strategy: Strategy,
+        *,
+        seed: int,
+        known: Iterable[KnownTrial] = (),
+        cells: Sequence[Cell] | None = None,
+    ) -> None:
         """Open a study for each cell, or each arm, as the space says.
 
         Args:
@@ -99,6 +107,7 @@ class Studies:
             seed: Root of the samplers' seeds.
             known: Finished trials of earlier searches. Comparable ones are learnt from and their points are not proposed
                 again; of the others only the values are taken, to be tried first.
+            cells: The space's cells in the order in which they are taken up; None for the space's own.
         """
         self._space, self._strategy, self._seed = space, strategy, seed
         known = tuple(known)
@@ -108,7 +117,7 @@ class Studies:
         self._asked: list[_Asked] = []
         self._by_point: dict[str, _Asked] = {}
         self._exhausted: set[str] = set()
-        cells = space.cells()
+        cells = space.cells() if cells is None else cells
         self._first = {cell.name: deque(_listed_values(cell, space, strategy)) for cell in cells}
         counts = {cell.name: strategy.num_points(cell) for cell in cells}
         # Sample by sample over all cells, so that a search cut short has given each cell as much as any other.

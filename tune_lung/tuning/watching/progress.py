@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,7 +37,7 @@ class ProgressView(DriverOnly, Callback):
         space: SearchSpace,
         strategy: Strategy,
         *,
-        work: Mapping[str, float],
+        time_left: TimeLeft,
         max_concurrent: int,
         console: Console,
     ) -> None:
@@ -47,13 +46,13 @@ class ProgressView(DriverOnly, Callback):
         Args:
             recorder: Knows every trial's state.
             space: What is tried; trials are named by what it samples.
-            strategy: Who is stopped, how many trials there are, and how long they may take together.
-            work: What one image costs in each cell, from `work_of_cells`.
+            strategy: How often each point is repeated.
+            time_left: Knows how many trials there are, and bounds their time.
             max_concurrent: Trials at once at most.
             console: Where to show. A live view is drawn only on a terminal that can move its cursor.
         """
         self._recorder, self._max_concurrent, self._console = recorder, max_concurrent, console
-        self._time_left = TimeLeft(space, strategy, work=work)
+        self._time_left = time_left
         self._shown_fields = {cell.name: (*cell.axes, *(("repeat",) if strategy.repeats > 1 else ())) for cell in space.cells()}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
         self._most_running = 1

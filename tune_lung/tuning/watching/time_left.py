@@ -1,13 +1,13 @@
 """How long a search still takes: what is left of it, put on its slots with the times that its trials have shown so far."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from tune_lung.config import ResNetConfig, TrialConfig
 from tune_lung.results.schema import TrialStatus
-from tune_lung.space import SearchSpace
+from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.forecasting.forecast import foresee_trials, plan_cells, seconds_on_slots
 from tune_lung.tuning.plan import SearchSetup
@@ -34,15 +34,15 @@ class TimeLeft:
     ResNet; the CNN's wide layers take longer for the same work.
     """
 
-    def __init__(self, space: SearchSpace, strategy: Strategy, *, work: Mapping[str, float]) -> None:
+    def __init__(self, cells: Iterable[Cell], strategy: Strategy, *, work: Mapping[str, float]) -> None:
         """Foresee the trials of a search.
 
         Args:
-            space: What is tried.
+            cells: What is tried, in the order in which it is taken up.
             strategy: Who is stopped, how many trials there are, and how long they may take together.
             work: What one image costs in each cell, by its name and in any unit, as `work_of_cells` counts it.
         """
-        self._foreseen = foresee_trials(plan_cells(space, strategy), strategy)
+        self._foreseen = foresee_trials(plan_cells(cells, strategy), strategy)
         self._is_resnet = {trial.cell: isinstance(trial.trial.network, ResNetConfig) for trial in self._foreseen}
         self._stops_trials = strategy.scheduler != "none"
         self._budget_seconds = strategy.time_budget_seconds

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tune_lung.config import PointValue
 from tune_lung.errors import InputError
 from tune_lung.results.schema import TrialStatus
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import failure_of
+from tune_lung.tuning.outcome import EPOCHS, failure_of
 from tune_lung.tuning.recorder import Recorder, TrialRecord
 
 _log = logging.getLogger(__name__)
@@ -101,12 +102,11 @@ class Tracker(DriverOnly, Callback):
             self._tell(lambda: self._logger.log_trial_start(tracked))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Tell an epoch's row of the table `epochs`; a diverged epoch has none."""
+        """Tell the epochs' rows of the table `epochs`; a diverged epoch has none."""
         record, tracked = self._recorder.record_of(trial.trial_id), self._trials.get(trial.trial_id)
         if record is not None and tracked is not None and failure_of(result) is None:
-            row = dict(record.epochs[-1])
-            row[TRAINING_ITERATION] = epoch = row.pop("epoch")
-            self._tell(lambda: self._logger.log_trial_result(epoch, tracked, row))
+            for row in record.epochs[-len(result[EPOCHS]) :]:
+                self._tell(partial(self._log_epoch, tracked, row))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Tell whether it failed."""
@@ -115,6 +115,11 @@ class Tracker(DriverOnly, Callback):
             self._tell(lambda: self._logger.log_trial_end(tracked, failed=record.status is TrialStatus.FAILED))
 
     on_trial_error = on_trial_complete
+
+    def _log_epoch(self, tracked: TrackedTrial, row: Mapping[str, Any]) -> None:
+        epoch = row["epoch"]
+        numbers = {name: value for name, value in row.items() if name != "epoch"}
+        self._logger.log_trial_result(epoch, tracked, numbers | {TRAINING_ITERATION: epoch})
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """Let it finish what it has been told."""
