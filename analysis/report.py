@@ -1,4 +1,4 @@
-"""The report of one run, or of several compared: the tables as text, Figure 4 and each front as images."""
+"""The report of one run, or of several compared: the tables as text, the figures as images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tune_lung.analysis.figures import MOST_RUNS, figure4, save_figure
 from tune_lung.analysis.pareto import front_text, objectives_of, pareto_figure
+from tune_lung.analysis.profile import profile_figure
 from tune_lung.analysis.tables import comparison_text, transfer_text
 from tune_lung.errors import InputError
 from tune_lung.files import shown_path
@@ -70,12 +71,14 @@ def _texts(run: Run) -> list[str]:
 
 
 def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
-    """Draw each figure, with its name: Figure 4 of all runs, and a front of each run that has one."""
+    """Draw each figure, with its name: Figure 4 of all runs, and of each run its front and its profile, if it has them."""
     is_single = len(runs) == 1
     yield ("figure4" if is_single else "figure4_compared"), figure4(*runs)
     for number, run in enumerate(runs, start=1):
         if _has_several_objectives(run):
             yield ("pareto" if is_single else f"pareto_{number}"), pareto_figure(run)
+        if len(run.profile):
+            yield ("profile" if is_single else f"profile_{number}"), profile_figure(run)
 
 
 def _has_several_objectives(run: Run) -> bool:

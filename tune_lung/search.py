@@ -6,6 +6,7 @@ python -m tune_lung.search --space freeze_grid --data DIR     # your images, one
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tune_lung.models.weights import WeightsSource
     from tune_lung.results.ledger import Ledger
     from tune_lung.results.reader import Run
+    from tune_lung.results.schema import TimePart
     from tune_lung.tuning.cluster import Resources
     from tune_lung.tuning.plan import DataRequest, SearchSetup
     from tune_lung.tuning.proposals.studies import KnownTrial
@@ -67,6 +69,7 @@ def _list_spaces(console: Console) -> int:
 
 
 def _search(options: argparse.Namespace, arguments: list[str], console: Console) -> int:
+    started = time.monotonic()
     space = space_of(options)
     run = run_config_of(options, space)
     space.check(run)
@@ -78,6 +81,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
 
     # Torch and Ray are imported late: --help, --list-spaces and a wrong option answer at once.
     from tune_lung.models.weights import resolve_weights
+    from tune_lung.results.schema import TimePart
     from tune_lung.tuning.cluster import plan_resources, ray_session
     from tune_lung.tuning.forecasting.dry_run import dry_run
     from tune_lung.tuning.plan import SearchSetup
@@ -88,7 +92,9 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
     origin = options.weights or ("imagenet" if options.data else "random")
     weights = resolve_weights(origin, [model for model in space.models() if model != "cnn"])
     with request.open_cache() as cache:
+        asked = time.monotonic()
         prepared = _prepare(request, cache, console)
+        store_seconds = time.monotonic() - asked
         _require_masks(space, prepared)
         with ray_session(options.address):
             resources = plan_resources(
@@ -109,6 +115,7 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
                 cpus_per_trial=resources.cpus_per_trial,
                 gpus_per_trial=resources.gpus_per_trial,
                 judged_epochs=judged_epochs(strategy, max_epochs=space.max_epochs()),
+                profile=options.profile,
             )
             announcement = _announcement(space, strategy, setup, resources, prepared)
             console.print(announcement, highlight=False, soft_wrap=True)
@@ -117,7 +124,9 @@ def _search(options: argparse.Namespace, arguments: list[str], console: Console)
                 dry_run(space, strategy, setup, resources, console=console)
                 return 0
             ledger = _new_ledger(run_root, arguments, space, strategy, setup, prepared, earlier)
-            num_completed = _supervise(space, strategy, setup, resources, ledger, console, known, options.tracker)
+            start_seconds = time.monotonic() - started - store_seconds
+            before = {TimePart.START: start_seconds, TimePart.STORE: store_seconds}
+            num_completed = _supervise(space, strategy, setup, resources, ledger, console, known, options.tracker, before)
     if num_completed is None:
         return 130
     if num_completed and not options.no_report:
@@ -281,6 +290,7 @@ def _supervise(
     console: Console,
     known: "Sequence[KnownTrial]",
     trackers: Sequence[str],
+    before: "Mapping[TimePart, float]",
 ) -> int | None:
     """Run the search and write its outcome into the manifest.
 
@@ -292,7 +302,9 @@ def _supervise(
     from tune_lung.tuning.search_run import run_search
 
     try:
-        records = run_search(space, strategy, setup, resources, ledger, console=console, known=known, trackers=trackers)
+        records = run_search(
+            space, strategy, setup, resources, ledger, console=console, known=known, trackers=trackers, before=before
+        )
     except KeyboardInterrupt:
         ledger.write_manifest(ended(ledger.read_manifest(), "interrupted"))
         console.print(

@@ -133,6 +133,7 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         choices=_PACKAGES_BY_TRACKER,
         help="tell another tool of every epoch; repeatable",
     )
+    group.add_argument("--profile", action="store_true", help="write down where each trial's time goes, and draw it")
     group.add_argument("--no-report", action="store_true", help="draw no figures at the end")
 
 

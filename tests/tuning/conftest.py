@@ -40,6 +40,7 @@ def epoch_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
         "best_epoch": epoch,
         "best_score": score,
         "stop_reason": None,
+        "seconds_by_part": {},
         **numbers,
         **facts,
         **more,

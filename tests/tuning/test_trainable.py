@@ -34,6 +34,7 @@ def epoch(number: int, *, seconds: float, best_epoch: int, stop_reason: Any = No
         stop_reason=stop_reason,
         prefix_seconds=None,
         val_logits_NK=torch.full((1, 2), float(number)),
+        seconds_by_part={},
     )
 
 

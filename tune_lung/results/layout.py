@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations")
+TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations", "profile")
 """The ledger's tables, each a folder of Parquet parts."""
 
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

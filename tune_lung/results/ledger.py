@@ -119,6 +119,14 @@ class Ledger:
         explanations = self._checked("explanations", [{**row, "trial_id": trial_id} for row in rows])
         write_part(self.paths.part("explanations", trial_id), explanations)
 
+    def write_profile(self, trial_id: str, rows: Iterable[Row]) -> None:
+        """Replace where one trial's time went; each row gets the trial's id."""
+        self._replace("profile", trial_id, [{**row, "trial_id": trial_id} for row in rows])
+
+    def write_run_profile(self, rows: Iterable[Row]) -> None:
+        """Replace where the run's own time went."""
+        write_part(self.paths.part("profile", "run"), self._checked("profile", list(rows)))
+
     def write_predictions(self, trial_id: str, predictions: pd.DataFrame) -> None:
         """Replace one trial's predictions on test.
 

@@ -41,6 +41,8 @@ class Run:
     """One row per trial and validation image."""
     explanations: pd.DataFrame
     """One row per explained prediction."""
+    profile: pd.DataFrame
+    """One row per trial, epoch and part of its time, and the run's own; empty unless the search was asked for it."""
     damaged: tuple[str, ...]
     """Parts that could not be read, such as `epochs/3f2a.parquet`."""
 

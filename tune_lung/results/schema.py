@@ -44,6 +44,25 @@ class Verdict(StrEnum):
     """It had run to its own end before; its best score counts there for those to come."""
 
 
+class TimePart(StrEnum):
+    """What time was spent on."""
+
+    START = "start"
+    """Of a trial: building its network. Of the run: everything before the first trial but the pixel store."""
+    STORE = "store"
+    """Of a trial: drawing batches and reading them, pixels or features. Of the run: preparing the pixel store."""
+    PREFIX = "prefix"
+    """Computing or opening the frozen prefix's features."""
+    STEP = "step"
+    """Training steps."""
+    EVALUATION = "evaluation"
+    """Of a trial: validation passes. Of the run: the sealed test."""
+    CHECKPOINT = "checkpoint"
+    """Writing checkpoints and validation predictions."""
+    IDLE = "idle"
+    """Of a trial: waiting for the driver before and between reports. Of the run: slots that trained nothing."""
+
+
 def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
     return pa.field(name, kind, metadata={"meaning": meaning})
 
@@ -135,15 +154,28 @@ _EXPLANATIONS = (
     _column("lung_area_share", _NUMBER, "Share of the image inside the lung mask, 0 to 1: what chance would give."),
 )
 
+_PROFILE = (
+    _column("trial_id", _TEXT, "The trial; null for the run itself, whose training is counted by slots."),
+    _column("epoch", _COUNT, "Epoch that the time belongs to, from 1; null for the run itself."),
+    _column("part", _TEXT, "start, store, prefix, step, evaluation, checkpoint or idle."),
+    _column("seconds", _NUMBER, "Seconds spent on it."),
+)
+
 _FIXED_TABLES = {
     "trials": _TRIALS,
     "epochs": _EPOCHS,
     "decisions": _DECISIONS,
     "images": _IMAGES,
     "explanations": _EXPLANATIONS,
+    "profile": _PROFILE,
 }
 
-ALLOWED_WORDS: dict[str, type[StrEnum]] = {"status": TrialStatus, "stop_reason": StopReason, "verdict": Verdict}
+ALLOWED_WORDS: dict[str, type[StrEnum]] = {
+    "status": TrialStatus,
+    "stop_reason": StopReason,
+    "verdict": Verdict,
+    "part": TimePart,
+}
 """Columns that hold one of a few words."""
 
 

@@ -21,12 +21,14 @@ from tune_lung.evaluation.predictions import predict_logits
 from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
 from tune_lung.randomness import derive_seed
+from tune_lung.results.schema import TimePart
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.training.early_stopping import EarlyStopping
 from tune_lung.training.inputs import Inputs, open_inputs
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import loss_of
 from tune_lung.training.selection import selection_score
+from tune_lung.training.stopwatch import StoppedStopwatch, Stopwatch
 
 SECONDS_BETWEEN_LAST = 30.0
 """Least time from one saved state to go on from to the next."""
@@ -74,6 +76,8 @@ class EpochResult:
     """What computing the frozen prefix's features took, once; None where they were not kept."""
     val_logits_NK: Tensor
     """The network's answers for the validation images."""
+    seconds_by_part: dict[TimePart, float]
+    """Where the time since the result before went; empty without a stopwatch."""
 
     @property
     def is_best(self) -> bool:
@@ -81,7 +85,9 @@ class EpochResult:
         return self.epoch == self.best_epoch
 
 
-def fit(job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = ()) -> Iterator[EpochResult]:
+def fit(
+    job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = (), stopwatch: Stopwatch | None = None
+) -> Iterator[EpochResult]:
     """Train a trial to its early stop, from its newest checkpoint where there is one.
 
     The best epoch's network is saved at once; the state to go on from at rungs, at the end and at most every 30 s.
@@ -90,6 +96,7 @@ def fit(job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = (
         job: The trial.
         checkpoints: Its folder.
         rungs: Epochs at which trials are compared.
+        stopwatch: Takes the time of each part; None takes none.
 
     Yields:
         Each epoch's result, the last one with a stop reason.
@@ -97,23 +104,28 @@ def fit(job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = (
     Raises:
         DivergedError: A training or validation loss is not finite.
     """
-    state = _start_or_resume(job, checkpoints)
-    inputs = open_inputs(job, state.network, is_resumed=state.epochs_done > 0)
+    stopwatch = stopwatch or StoppedStopwatch()
+    with stopwatch.measure(TimePart.START):
+        state = _start_or_resume(job, checkpoints)
+    with stopwatch.measure(TimePart.PREFIX):
+        inputs = open_inputs(job, state.network, is_resumed=state.epochs_done > 0)
     saved_at = time.monotonic()
     for epoch in range(state.epochs_done + 1, job.trial.max_epochs + 1):
         learning_rate = _set_learning_rate(state.optimizer, job.trial, epoch)
         started = time.perf_counter()
-        train_loss = _train_epoch(job, inputs, state.optimizer, epoch)
+        train_loss = _train_epoch(job, inputs, state.optimizer, epoch, stopwatch)
         trained = time.perf_counter()
-        validation = _validate(job, inputs, epoch)
+        with stopwatch.measure(TimePart.EVALUATION):
+            validation = _validate(job, inputs, epoch)
         validated = time.perf_counter()
 
-        if state.stopping.is_best(epoch, validation.score):
-            checkpoints.save_best(_answering(state.network, epoch, validation.score))
-        stop_reason = _stop_reason(job.trial, state.stopping, epoch)
-        if stop_reason or epoch in rungs or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
-            checkpoints.save_last(_snapshot(state, epoch))
-            saved_at = time.monotonic()
+        with stopwatch.measure(TimePart.CHECKPOINT):
+            if state.stopping.is_best(epoch, validation.score):
+                checkpoints.save_best(_answering(state.network, epoch, validation.score))
+            stop_reason = _stop_reason(job.trial, state.stopping, epoch)
+            if stop_reason or epoch in rungs or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
+                checkpoints.save_last(_snapshot(state, epoch))
+                saved_at = time.monotonic()
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,
@@ -129,6 +141,7 @@ def fit(job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = (
             stop_reason=stop_reason,
             prefix_seconds=inputs.prefix_seconds,
             val_logits_NK=validation.logits_NK,
+            seconds_by_part=stopwatch.take(),
         )
         if stop_reason:
             return
@@ -153,28 +166,31 @@ def _start_or_resume(job: TrainingJob, checkpoints: Checkpoints) -> _State:
     return state
 
 
-def _train_epoch(job: TrainingJob, inputs: Inputs, optimizer: Optimizer, epoch: int) -> float:
+def _train_epoch(job: TrainingJob, inputs: Inputs, optimizer: Optimizer, epoch: int, stopwatch: Stopwatch) -> float:
     trial, labels_N = job.trial, job.train.labels_N
     loss_of_batch = loss_of(job.run.protocol, label_smoothing=trial.label_smoothing)
-    batches = epoch_batches(
-        labels_N,
-        batch_size=trial.batch_size,
-        sampling=trial.batch_sampling,
-        seed=derive_seed(job.trial_seed, "batches", epoch),
-    )
+    with stopwatch.measure(TimePart.STORE):
+        batches = epoch_batches(
+            labels_N,
+            batch_size=trial.batch_size,
+            sampling=trial.batch_sampling,
+            seed=derive_seed(job.trial_seed, "batches", epoch),
+        )
     augmentation_draws = torch.Generator().manual_seed(derive_seed(job.trial_seed, "augmentation", epoch))
     inputs.module.train()
     losses = []
     for indices in batches:
-        batch = inputs.train_batch(indices, augmentation_draws)
-        with autocast(job.device, trial.precision):
-            logits_NK = inputs.module(batch)
-        labels_of_batch_N = torch.from_numpy(labels_N[indices.numpy()]).to(job.device, non_blocking=True)
-        loss = loss_of_batch(logits_NK.float(), labels_of_batch_N)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.detach())
+        with stopwatch.measure(TimePart.STORE):
+            batch = inputs.train_batch(indices, augmentation_draws)
+            labels_of_batch_N = torch.from_numpy(labels_N[indices.numpy()]).to(job.device, non_blocking=True)
+        with stopwatch.measure(TimePart.STEP):
+            with autocast(job.device, trial.precision):
+                logits_NK = inputs.module(batch)
+            loss = loss_of_batch(logits_NK.float(), labels_of_batch_N)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.detach())
     return _finite(torch.stack(losses).mean().item(), "training", epoch)
 
 

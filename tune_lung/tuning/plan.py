@@ -128,6 +128,8 @@ class SearchSetup:
     """GPUs of one trial."""
     judged_epochs: frozenset[int] = frozenset()
     """Epochs after which trials are compared: each is reported at once, and its state saved."""
+    profile: bool = False
+    """Whether trials take the time of their parts."""
 
     def plan_trial(self, cell: str, point: Point, repeat: int = 0) -> TrialPlan:
         """Work out identity and seeds of one point; order, worker and attempt play no part.

@@ -12,7 +12,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.schema import StopReason, TrialStatus
+from tune_lung.results.schema import StopReason, TimePart, TrialStatus
 from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.driver_only import DriverOnly
@@ -54,6 +54,8 @@ class TrialRecord:
     """Its rows of the table `epochs`."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `decisions`."""
+    profile: list[dict[str, Any]] = field(default_factory=list)
+    """Its rows of the table `profile`; empty unless the search was asked for it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Parameters, multiply-adds, device, seconds spent on prefix features."""
     test_scores: dict[str, float] = field(default_factory=dict)
@@ -156,6 +158,10 @@ class Recorder(DriverOnly, Callback):
         """Lay a record out as its row of the table `trials`."""
         return record.row(self._resources)
 
+    def busy_seconds(self) -> float:
+        """Add up the time that trials worked, as their profiles say."""
+        return math.fsum(row["seconds"] for record in self.records for row in record.profile if row["part"] != TimePart.IDLE)
+
     def note_stop(self, ray_id: str, reason: StopReason) -> None:
         """Take note that the scheduler stops a trial with the epoch it has just reported."""
         self._stop_reasons[ray_id] = reason
@@ -215,6 +221,11 @@ class Recorder(DriverOnly, Callback):
             return
         record.facts = {name: result[name] for name in _FACT_COLUMNS}
         record.add_epochs([{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]])
+        record.profile += [
+            {"epoch": row["epoch"], "part": part, "seconds": seconds}
+            for row in result[EPOCHS]
+            for part, seconds in row["seconds_by_part"].items()
+        ]
         if time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
             self._write(record)
 
@@ -251,6 +262,8 @@ class Recorder(DriverOnly, Callback):
             self._ledger.write_epochs(record.plan.trial_id, record.epochs)
         if record.decisions:
             self._ledger.write_decisions(record.decisions)
+        if record.profile:
+            self._ledger.write_profile(record.plan.trial_id, record.profile)
         self._ledger.write_trial(self.row_of(record))
         record.flushed_at = time.monotonic()
 

@@ -1,7 +1,8 @@
 """One search: studies propose, Ray trains, a rule stops, the recorder writes; then the sealed evaluation."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_r
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import with_test_opening
 from tune_lung.results.ranking import best_points, pareto_front, point_means
-from tune_lung.results.schema import TrialStatus, probability_column
+from tune_lung.results.schema import TimePart, TrialStatus, probability_column
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cell_order import longest_first
@@ -40,6 +41,7 @@ def run_search(
     console: Console,
     known: Iterable[KnownTrial] = (),
     trackers: Sequence[str] = (),
+    before: Mapping[TimePart, float] | None = None,
 ) -> list[TrialRecord]:
     """Search a space and evaluate each cell's best point on the test images.
 
@@ -52,6 +54,7 @@ def run_search(
         console: Where progress is shown.
         known: Finished trials of earlier searches, to learn from.
         trackers: Names of other tools that are told of the trials, from `make_trackers`.
+        before: Seconds that the run took before this call, for its profile.
 
     Returns:
         Every trial's record.
@@ -72,12 +75,18 @@ def run_search(
         console=console,
     )
     opened = make_trackers(trackers, recorder, setup.run_root)
+    started = time.monotonic()
     try:
         with view:
             train(space, strategy, studies, setup, resources, recorder, callbacks=[view, *opened])
     finally:
         recorder.flush()
+    trained = time.monotonic()
     _evaluate(recorder, strategy, setup, resources, ledger)
+    if setup.profile:
+        slot_seconds = resources.max_concurrent * (trained - started)
+        own = {TimePart.IDLE: max(0.0, slot_seconds - recorder.busy_seconds()), TimePart.EVALUATION: time.monotonic() - trained}
+        ledger.write_run_profile({"part": part, "seconds": seconds} for part, seconds in {**(before or {}), **own}.items())
     return recorder.records
 
 

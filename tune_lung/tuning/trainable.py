@@ -16,7 +16,9 @@ from tune_lung.evaluation.predictions import predictions_frame
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import count_parameters, network_outline
 from tune_lung.results.ledger import Ledger
+from tune_lung.results.schema import TimePart
 from tune_lung.training.fit import DivergedError, EpochResult, fit
+from tune_lung.training.stopwatch import StoppedStopwatch, Stopwatch
 from tune_lung.tuning.device import claim_device, device_name
 from tune_lung.tuning.outcome import EPOCHS
 from tune_lung.tuning.plan import SearchSetup
@@ -42,6 +44,8 @@ class LungTrial(tune.Trainable):
         self._device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
         self._store = setup.open_store()
         self._cache: Cache | None = None
+        self._stopwatch = Stopwatch(self._device) if setup.profile else StoppedStopwatch()
+        self._waiting_since = time.monotonic()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -57,12 +61,20 @@ class LungTrial(tune.Trainable):
             A diverged trial's last report has no numbers, only `failure`, so that nothing downstream meets a value
             that is not finite.
         """
-        results = self._train_to_report()
+        self._end_waiting()
+        report = self._report(self._train_to_report())
+        self._waiting_since = time.monotonic()
+        return report
+
+    def _report(self, results: list[EpochResult]) -> dict[str, Any]:
         if not results:
             return {"failure": self._failure, "done": True}
         best = [result for result in results if result.is_best]
-        if best:
-            self._write_validation_predictions(best[-1])
+        with self._stopwatch.measure(TimePart.CHECKPOINT):
+            if best:
+                self._write_validation_predictions(best[-1])
+        for part, seconds in self._stopwatch.take().items():
+            results[-1].seconds_by_part[part] = results[-1].seconds_by_part.get(part, 0.0) + seconds
         rows = [{name: value for name, value in vars(result).items() if name not in _NOT_REPORTED} for result in results]
         return rows[-1] | self._facts | {EPOCHS: rows, "done": results[-1].stop_reason is not None}
 
@@ -84,7 +96,16 @@ class LungTrial(tune.Trainable):
         if self._cache is not None:
             self._cache.close()
 
+    def _end_waiting(self) -> None:
+        self._stopwatch.add(TimePart.IDLE, time.monotonic() - self._waiting_since)
+
     def _begin(self, config: dict[str, Any]) -> None:
+        self._end_waiting()
+        with self._stopwatch.measure(TimePart.START):
+            self._set_up(config)
+        self._waiting_since = time.monotonic()
+
+    def _set_up(self, config: dict[str, Any]) -> None:
         self._plan = self._setup.plan_trial(config["cell"], config["point"], config["repeat"])
         run = self._setup.run
         self._facts = {"device": device_name(self._device)} | network_facts(
@@ -96,7 +117,9 @@ class LungTrial(tune.Trainable):
         self.cleanup()  # of the trial before
         self._cache = self._setup.data.open_cache()
         job = self._setup.training_job(self._plan, store=self._store, device=self._device, cache=self._cache)
-        self._epochs: Iterator[EpochResult] = fit(job, self._setup.checkpoints(self._plan), rungs=self._setup.judged_epochs)
+        self._epochs: Iterator[EpochResult] = fit(
+            job, self._setup.checkpoints(self._plan), rungs=self._setup.judged_epochs, stopwatch=self._stopwatch
+        )
         self._failure = ""
 
     def _write_validation_predictions(self, result: EpochResult) -> None:
