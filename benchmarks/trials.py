@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.sealed_test import predict_on_test
 
 CACHE_BYTES = 20_000_000_000
+PLAIN_MEMORY = {"MALLOC_MMAP_MAX_": "65536"}
+"""glibc's own default, said aloud: then trials leave memory as it is."""
 
 
 def data_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -76,6 +81,40 @@ def train(setup: SearchSetup, point: dict[str, Any], *, name: str, cache_bytes: 
     with Cache.open(setup.data.cache_root, cache_bytes) as cache:
         job = setup.training_job(plan, store=PixelStore.open(setup.store), device=device, cache=cache)
         return list(fit(job, setup.checkpoints(plan)))
+
+
+def images_per_second_apart(
+    setup: SearchSetup, point: dict[str, Any], *, name: str, cache_bytes: int, environment: Mapping[str, str]
+) -> list[float]:
+    """Train one point in a fresh process.
+
+    Args:
+        setup: As `train` takes it; so the next three.
+        point: What is trained.
+        name: Of the folder for its checkpoints.
+        cache_bytes: Room for features.
+        environment: Variables that the process finds set.
+
+    Returns:
+        Training images a second, by epoch.
+    """
+    with _environment(environment), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_images_per_second, setup, point, name, cache_bytes).result()
+
+
+def _images_per_second(setup: SearchSetup, point: dict[str, Any], name: str, cache_bytes: int) -> list[float]:
+    return [result.images_per_second for result in train(setup, point, name=name, cache_bytes=cache_bytes)]
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_predictions(setup: SearchSetup, point: dict[str, Any], *, name: str) -> pd.DataFrame:
