@@ -17,6 +17,10 @@ from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import PixelStore
 from tune_lung.models.weights import RANDOM_WEIGHTS
+from tune_lung.results.ledger import Ledger
+from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.space import SearchSpace
+from tune_lung.strategy import Strategy
 from tune_lung.training.fit import EpochResult, fit
 from tune_lung.tuning.device import claim_device
 from tune_lung.tuning.plan import DataRequest, SearchSetup
@@ -64,6 +68,28 @@ def prepared_setup(options: argparse.Namespace) -> Iterator[SearchSetup]:
                 cpus_per_trial=1,
                 gpus_per_trial=0,
             )
+
+
+def new_ledger(space: SearchSpace, strategy: Strategy, setup: SearchSetup) -> Ledger:
+    """Start the ledger of a search in the setup's run folder."""
+    store = PixelStore.open(setup.store)
+    facts = DataFacts(
+        fingerprint=store.fingerprint,
+        synthetic=store.synthetic,
+        classes=store.classes,
+        counts={str(part): count for part, count in store.num_images.items()},
+    )
+    manifest = new_manifest(
+        name=setup.run_root.name,
+        arguments=["--space", space.name],
+        space=space,
+        strategy=strategy,
+        sampler_options={},
+        run=setup.run,
+        data=facts,
+        weights={},
+    )
+    return Ledger.create(setup.run_root, manifest)
 
 
 def train(setup: SearchSetup, point: dict[str, Any], *, name: str, cache_bytes: int) -> list[EpochResult]:

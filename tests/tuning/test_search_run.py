@@ -69,7 +69,7 @@ class ScriptedTrial(tune.Trainable):
         ends = self._told == len(curve)
         reason = ("patience" if self._name in PATIENCE else "max_epochs") if ends and np.isfinite(score) else None
         best = {"best_epoch": self._best[0], "best_score": self._best[1]}
-        return epoch_result(self._told, score, stop_reason=reason, done=ends) | best
+        return epoch_result(self._told, score, stop_reason=reason, done=ends, **best)
 
 
 class Searched:

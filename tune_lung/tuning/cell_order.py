@@ -6,8 +6,9 @@ References:
 """
 
 from collections.abc import Hashable
+from functools import cache
 
-from tune_lung.config import ResNetConfig, RunConfig, TrialConfig
+from tune_lung.config import CnnConfig, Protocol, ResNetConfig, RunConfig, TrialConfig
 from tune_lung.models.cost import mult_adds, prefix_mult_adds
 from tune_lung.models.network import network_outline
 from tune_lung.space import Cell, SearchSpace
@@ -31,8 +32,12 @@ def longest_first(space: SearchSpace, run: RunConfig, *, num_classes: int) -> tu
     trials = [_largest(cell) for cell in cells]
     works = [training_work(trial, run, num_classes=num_classes) for trial in trials]
     shared = [_shared_by(trial, run, number) for number, trial in enumerate(trials)]
-    most = {key: max(work for work, own in zip(works, shared, strict=True) if own == key) for key in shared}
-    order = sorted(range(len(cells)), key=lambda number: (-most[shared[number]], shared.index(shared[number]), number))
+    first: dict[Hashable, int] = {}
+    most: dict[Hashable, int] = {}
+    for number, (key, work) in enumerate(zip(shared, works, strict=True)):
+        first.setdefault(key, number)
+        most[key] = max(work, most.get(key, 0))
+    order = sorted(range(len(cells)), key=lambda number: (-most[shared[number]], first[shared[number]], number))
     return tuple(cells[number] for number in order)
 
 
@@ -41,11 +46,17 @@ def training_work(trial: TrialConfig, run: RunConfig, *, num_classes: int) -> in
 
     A frozen prefix whose features are kept is computed once, one before augmented images in every epoch.
     """
-    outline = network_outline(trial.network, protocol=run.protocol, num_classes=num_classes, image_size=run.image_size)
-    prefix = prefix_mult_adds(outline, run.image_size)
-    rest = mult_adds(outline, run.image_size) - prefix
+    prefix, rest = _work_of_parts(trial.network, run.protocol, num_classes, run.image_size)
     num_prefix_passes = 1 if trial.augmentation == "none" else trial.max_epochs
     return trial.max_epochs * _PASSES_WITH_GRADIENT * rest + num_prefix_passes * prefix
+
+
+@cache
+def _work_of_parts(network: CnnConfig | ResNetConfig, protocol: Protocol, num_classes: int, image_size: int) -> tuple[int, int]:
+    """Count the multiply-adds of a network's frozen prefix and of the rest."""
+    outline = network_outline(network, protocol=protocol, num_classes=num_classes, image_size=image_size)
+    prefix = prefix_mult_adds(outline, image_size)
+    return prefix, mult_adds(outline, image_size) - prefix
 
 
 def _largest(cell: Cell) -> TrialConfig:

@@ -12,6 +12,7 @@ from tune_lung.errors import InputError
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a run leaves the machine
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is ours; Ray's loggers leak 300 KB of memory a trial
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # a run goes on from its ledger: Ray need not write down the state of every trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial reports no numbers
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the ledger is closed first
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the recorder logs them

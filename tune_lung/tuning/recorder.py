@@ -16,7 +16,7 @@ from tune_lung.results.schema import StopReason, TimePart, TrialStatus
 from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import DIED_SILENTLY, EPOCHS, failure_of
+from tune_lung.tuning.outcome import DIED_SILENTLY, EPOCHS, failure_of, last_epoch
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.rungs import Decision
 
@@ -192,8 +192,9 @@ class Recorder(DriverOnly, Callback):
         """
         if result is None or failure_of(result) is not None:
             return TrialStatus.FAILED, StopReason.FAILURE
-        if result.get("stop_reason"):
-            return TrialStatus.COMPLETED, StopReason(result["stop_reason"])
+        stop_reason = last_epoch(result)["stop_reason"]
+        if stop_reason:
+            return TrialStatus.COMPLETED, StopReason(stop_reason)
         return TrialStatus.STOPPED, self._stop_reasons.get(ray_id, StopReason.TIME)
 
     def values_of(self, ray_id: str, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
@@ -219,7 +220,7 @@ class Recorder(DriverOnly, Callback):
         record = self._record_by_ray_id[trial.trial_id]
         if failure_of(result) is not None:
             return
-        record.facts = {name: result[name] for name in _FACT_COLUMNS}
+        record.facts = {name: last_epoch(result)[name] for name in _FACT_COLUMNS}
         record.add_epochs([{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]])
         record.profile += [
             {"epoch": row["epoch"], "part": part, "seconds": seconds}

@@ -11,7 +11,7 @@ from tune_lung.results.schema import StopReason, TrialStatus, Verdict
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import failure_of
+from tune_lung.tuning.outcome import failure_of, last_epoch
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.rungs import Asha, MedianStopping, StoppingRule, rung_epochs
 
@@ -47,7 +47,8 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         if failure_of(result) is not None:
             return TrialScheduler.STOP
         if self._rule is not None:
-            decisions = self._rule.judge(trial.trial_id, self._group(trial), result["epoch"], result["best_score"])
+            row = last_epoch(result)
+            decisions = self._rule.judge(trial.trial_id, self._group(trial), row["epoch"], row["best_score"])
             self._recorder.add_decisions(trial.trial_id, decisions)
             if any(decision.verdict is Verdict.STOP for decision in decisions):
                 return self._stopped(trial, StopReason(self._rule.stop_reason))
@@ -57,7 +58,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         """Let a trial that ran to its own end stand in the rungs it did not reach."""
         status, _ = self._recorder.ending_of(trial.trial_id, result)
         if self._rule is not None and status is TrialStatus.COMPLETED:
-            decisions = self._rule.completed(trial.trial_id, self._group(trial), result["best_score"])
+            decisions = self._rule.completed(trial.trial_id, self._group(trial), last_epoch(result)["best_score"])
             self._recorder.add_decisions(trial.trial_id, decisions)
 
     def _group(self, trial: Trial) -> str:

@@ -57,9 +57,8 @@ class LungTrial(tune.Trainable):
         """Train up to the next report: for half a second at least, or to an epoch that is judged.
 
         Returns:
-            The last epoch's numbers, those of every epoch in `epochs`, and the trial's fixed facts; `done` with the last.
-            A diverged trial's last report has no numbers, only `failure`, so that nothing downstream meets a value
-            that is not finite.
+            Every epoch's numbers and the trial's fixed facts in `epochs`; `done` with the last. A diverged trial's last
+            report has no numbers, only `failure`, so that nothing downstream meets a value that is not finite.
         """
         self._end_waiting()
         report = self._report(self._train_to_report())
@@ -75,8 +74,9 @@ class LungTrial(tune.Trainable):
                 self._write_validation_predictions(best[-1])
         for part, seconds in self._stopwatch.take().items():
             results[-1].seconds_by_part[part] = results[-1].seconds_by_part.get(part, 0.0) + seconds
-        rows = [{name: value for name, value in vars(result).items() if name not in _NOT_REPORTED} for result in results]
-        return rows[-1] | self._facts | {EPOCHS: rows, "done": results[-1].stop_reason is not None}
+        numbers = [{name: value for name, value in vars(result).items() if name not in _NOT_REPORTED} for result in results]
+        rows = [row | self._facts for row in numbers]
+        return {EPOCHS: rows, "done": results[-1].stop_reason is not None}
 
     def _train_to_report(self) -> list[EpochResult]:
         """Train; no epoch at all where the trial has diverged."""
@@ -90,6 +90,10 @@ class LungTrial(tune.Trainable):
         except DivergedError as error:
             self._failure = f"diverged: {error}"  # told by the next step: the epochs before it count
         return results
+
+    def get_auto_filled_metrics(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Add nothing of Ray's own to a report: host, address and process stay where they are, and the driver small."""
+        return {}
 
     def cleanup(self) -> None:
         """Let go of the prefix features."""

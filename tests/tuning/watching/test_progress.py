@@ -137,7 +137,7 @@ def test_no_line_is_wider_than_the_terminal(recorder: Recorder, width: int):
         for trial in ends:
             report(recorder, trial, 0.3)
         recorder.note_stop("ray0", StopReason.ASHA)
-        ends[1].last_result["stop_reason"] = "patience"
+        ends[1].last_result["epochs"][-1]["stop_reason"] = "patience"
         ends[2].last_result = {"failure": "diverged: The training loss is nan at epoch 2, and this goes on. " * 4}
         for trial in ends:
             end(recorder, view, trial)
@@ -176,7 +176,7 @@ def test_ends_are_counted_by_kind(recorder: Recorder):
     recorder.note_stop("ray0", StopReason.ASHA)
     recorder.note_stop("ray1", StopReason.TIME)
     trials[2].last_result = {"failure": "diverged: The training loss is nan at epoch 2."}
-    trials[3].last_result["stop_reason"] = "patience"
+    trials[3].last_result["epochs"][-1]["stop_reason"] = "patience"
     for trial in trials:
         end(recorder, view, trial)
     assert "4 of 6 done (2 stopped, 1 failed)" in "\n".join(picture_of(view, text))
@@ -268,7 +268,7 @@ def test_a_dumb_terminal_gets_whole_lines_within_its_width_and_no_control_codes(
     view, text = view_of(recorder)
     with view:
         view.on_step_end(0, [])
-        trial.last_result["stop_reason"] = "patience"
+        trial.last_result["epochs"][-1]["stop_reason"] = "patience"
         end(recorder, view, trial)
     assert "\x1b" not in text.getvalue()
     assert "\r" not in text.getvalue()

@@ -33,7 +33,7 @@ def record_of(
     """A trial that started at moment 0 and reported epochs of equal length."""
     plan = setup.plan_trial(cell, {"model": "cnn", "depth": 3, "max_epochs": max_epochs})
     rows = [
-        epoch_result(epoch, 0.5, epoch_seconds=0.9 * epoch_seconds, validation_seconds=0.1 * epoch_seconds)
+        epoch_result(epoch, 0.5, epoch_seconds=0.9 * epoch_seconds, validation_seconds=0.1 * epoch_seconds)["epochs"][0]
         for epoch in range(1, epochs + 1)
     ]
     moments = [0.0, *(start_seconds + epoch_seconds * (number + 1) for number in range(epochs))]

@@ -74,7 +74,7 @@ def run_trial(recorder: Recorder, tracker: Any, trial: LooksLikeATrial, *results
 def rays_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
     """An epoch's result as it comes from Ray, with what Ray adds of the worker."""
     added = {"hostname": socket.gethostname(), "node_ip": "10.1.2.3", "pid": 4711, "trial_id": "ray1", "time_total_s": 1.0}
-    return epoch_result(epoch, score, config={"point": {}}, **added, **more)
+    return epoch_result(epoch, score, **more) | {"config": {"point": {}}} | added
 
 
 def events_of(folder: Path) -> list[Event]:

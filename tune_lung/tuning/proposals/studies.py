@@ -114,6 +114,7 @@ class Studies:
         # With the seed of a cold start, a random sampler would draw the points that are known already.
         self._warmth = (len(known),) if known else ()
         self._studies: dict[str, optuna.Study] = {}
+        self._distributions_by_arm: dict[int, dict[str, BaseDistribution]] = {}
         self._asked: list[_Asked] = []
         self._by_point: dict[str, _Asked] = {}
         self._exhausted: set[str] = set()
@@ -252,11 +253,14 @@ class Studies:
 
     def _distributions(self, cell: Cell) -> dict[str, BaseDistribution]:
         """Say what its study knows of a cell: the sampled axes and, where cells share a study, the grid's."""
-        grid = self._space.arms[cell.arm].grid_axes() if self._is_shared else {}
-        enumerated = {
-            name: CategoricalDistribution([as_parameter(value) for value in axis.values]) for name, axis in grid.items()
-        }
-        return enumerated | {name: distribution_of(axis) for name, axis in cell.axes.items()}
+        if cell.arm not in self._distributions_by_arm:  # once: every trial of a study keeps the one it was asked with
+            grid = self._space.arms[cell.arm].grid_axes() if self._is_shared else {}
+            enumerated = {
+                name: CategoricalDistribution([as_parameter(value) for value in axis.values]) for name, axis in grid.items()
+            }
+            sampled = {name: distribution_of(axis) for name, axis in cell.axes.items()}
+            self._distributions_by_arm[cell.arm] = enumerated | sampled
+        return self._distributions_by_arm[cell.arm]
 
 
 def sampler_options(strategy: Strategy) -> dict[str, Any]:
