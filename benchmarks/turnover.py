@@ -9,6 +9,7 @@ first 200 and at the end.
 """
 
 import dataclasses
+import gc
 import resource
 import statistics
 import sys
@@ -170,6 +171,7 @@ class MemoryMeter(DriverOnly, Callback):
 
 
 def _own_bytes() -> int:
+    gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class LooksLikeATrial:
     config: dict[str, Any]
     last_result: dict[str, Any] = field(default_factory=dict)
     error_file: str | None = None
+    run_metadata: Any = field(default_factory=lambda: SimpleNamespace(metric_n_steps={}, metric_analysis={}))
 
 
 def epoch_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:

@@ -238,6 +238,9 @@ class Recorder(DriverOnly, Callback):
         failure = failure_of(trial.last_result)
         record.end(*self.ending_of(trial.trial_id, trial.last_result), failure)
         self._write(record)
+        # Ray keeps every ended trial, with averages of its numbers that nobody asks for: 4 KB each.
+        trial.run_metadata.metric_n_steps.clear()
+        trial.run_metadata.metric_analysis.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Close the record of a trial that raised, and log its traceback for whoever mends it."""
