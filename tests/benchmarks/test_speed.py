@@ -1,13 +1,17 @@
 """The benchmarks of speed measure what they say, on images few and small; their ratios are no matter here."""
 
 import re
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from benchmarks import prefix, step, store
+from benchmarks import grid, prefix, step, store, turnover
 from benchmarks.trials import data_parser, prepared_setup
 from tune_lung.data.cache import Cache
 from tune_lung.data.phantoms import ensure_phantoms
+from tune_lung.results.layout import RunPaths
+from tune_lung.results.reader import Run
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,31 @@ def test_a_store_is_built_once_and_opened_again(
     monkeypatch.setattr(store, "MOST_SECONDS", 100.0)
     assert store.main(small) == 0
     assert re.findall(r"^(holds|FAILS)", capsys.readouterr().out, re.MULTILINE) == ["holds", "holds"]
+
+
+def test_slots_are_busy_while_a_trial_works_and_does_not_wait():
+    # two slots from 0 to 10: one trial 0-4 and one 0-10 that waits 1 of its 10 s, then one from 5, and the last starts at 10
+    spans = [turnover.Span(0.0, 4.0), turnover.Span(0.0, 10.0, waited=1.0), turnover.Span(5.0, 12.0), turnover.Span(10.0, 13.0)]
+    assert turnover.busy_share(spans) == pytest.approx((4 + 10 - 1 + 5) / 20)
+    assert turnover.gaps(spans) == [1.0, 0.0]
+
+
+def run_of(trials: pd.DataFrame, epochs: pd.DataFrame) -> Run:
+    empty = pd.DataFrame()
+    tables = dict.fromkeys(("decisions", "images", "predictions", "validation_predictions", "explanations", "profile"), empty)
+    return Run(paths=RunPaths(Path("run")), manifest={}, damaged=(), trials=trials, epochs=epochs, **tables)
+
+
+def test_a_plain_grid_is_extrapolated_by_its_passes_over_the_slots():
+    trials = pd.DataFrame({"concurrent_trials": [2, 2]})
+    epochs = pd.DataFrame(
+        {"trial_id": ["a", "b"], "epoch": [1, 1], "epoch_seconds": [6.0, 2.0], "validation_seconds": [1.0, 1.0]}
+    )
+    # 4 more epochs of 7 and 3 s on two slots
+    assert grid.Timed(seconds=9.0, run=run_of(trials, epochs)).seconds_for(5) == 9.0 + 4 * 10.0 / 2
+
+
+def test_a_choices_regret_is_what_the_best_cell_is_worth_more_with_other_seeds():
+    trials = pd.DataFrame({"cell": ["a", "b", "c"], "selection_score": [0.4, 0.9, None]})
+    worth = pd.DataFrame({1: [0.5, 0.6, 0.7], 2: [0.5, 0.4, 0.7]}, index=["a", "b", "c"])
+    assert grid.regret_of(run_of(trials, pd.DataFrame()), worth) == pytest.approx(0.7 - 0.5)

@@ -30,7 +30,7 @@ class StudySearch(DriverOnly, Searcher):
             strategy: Repeats, objectives and time budget.
             recorder: Knows what each trial gave.
         """
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__()  # without a metric: rows are read, not what Ray would look for
         self._studies, self._strategy, self._recorder = studies, strategy, recorder
         self._started_at = time.monotonic()
         self._next_repeats: deque[tuple[Proposal, int]] = deque()

@@ -220,8 +220,8 @@ def test_a_dry_run_counts_what_the_search_then_runs(dry: tuple[str, list[str]], 
     (said, _), (run, _) = dry, finished_search
     assert "3 cells, 1 point each: cnn base_channels=4; cnn base_channels=8;" in said
     assert [row[1] for row in rows(said, "epochs")] == ["6", "6", "6"]  # 3 cells x 2 epochs
-    size = float(re.search(r"checkpoints (\d+) MB at most", said)[1])  # type: ignore[index]
-    written = sum(path.stat().st_size for path in checkpoint_files(run)) / 1e6
+    size = float(re.search(r"checkpoints ([\d.]+) kB at most", said)[1])  # type: ignore[index]
+    written = sum(path.stat().st_size for path in checkpoint_files(run)) / 1e3
     assert 0.5 * size < written < 1.05 * size  # trials this short keep no `previous`
 
 

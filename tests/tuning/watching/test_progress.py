@@ -195,7 +195,8 @@ def test_the_end_of_a_trial_is_one_line_whole_in_a_file(recorder: Recorder, endi
     trial = start(recorder)
     report(recorder, trial, 0.5, 0.9, 0.8)
     recorder.note_stop("ray0", StopReason.ASHA)
-    trial.last_result |= ending
+    trial.last_result |= {name: text for name, text in ending.items() if name == "failure"}
+    trial.last_result["epochs"][-1] |= ending
     with view:
         end(recorder, view, trial)
     assert text.getvalue() == f"{line}\n"
