@@ -1,8 +1,10 @@
 """Features of a frozen prefix: the same numbers, sooner."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 
 from tune_lung.data.cache import Cache
+from tune_lung.models.weights import WeightsSource
 from tune_lung.training import prefix_features
 from tune_lung.training.checkpoints import Checkpoints, load
 from tune_lung.training.fit import fit
 from tune_lung.training.job import TrainingJob
+from tune_lung.training.prefix_features import features_key, has_features, open_prefix_features
 
 MakeJob = Callable[..., TrainingJob]
 
@@ -162,3 +166,93 @@ def test_a_deep_prefix_gains_more_than_a_shallow_one() -> None:
         for k in (1, 4)
     )
     assert deep > 3 * shallow
+
+
+CHANGES: dict[str, Callable[[TrainingJob, pytest.MonkeyPatch], TrainingJob]] = {
+    "version": lambda job, patch: patch.setattr(prefix_features, "FEATURES_VERSION", 99) or job,
+    "torch": lambda job, patch: patch.setattr(torch, "__version__", "99.0") or job,
+    "device": lambda job, patch: (
+        patch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU") or replace(job, device=torch.device("cuda"))
+    ),
+    "model": lambda job, _: with_network(job, model="resnet34"),
+    "frozen_blocks": lambda job, _: with_network(job, frozen_blocks=3),
+    "start": lambda job, _: replace(job, weights=WeightsSource(kind="file", name="random", sha256="0" * 64)),
+    "image_size": lambda job, _: replace(job, run=replace(job.run, image_size=64)),
+    "input": lambda job, _: replace(job, trial=replace(job.trial, input="lungs")),
+    "data": lambda job, _: replace(job, store=replace(job.store, fingerprint="other")),  # type: ignore[type-var]
+    "precision": lambda job, _: replace(job, trial=replace(job.trial, precision="bf16")),
+}
+"""A change of each thing that features follow from."""
+
+
+def with_network(job: TrainingJob, **fields: Any) -> TrainingJob:
+    return replace(job, trial=replace(job.trial, network=replace(job.trial.network, **fields)))
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_whatever_features_follow_from_changes_their_name(
+    frozen_job: MakeJob, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    job = frozen_job()
+    before = features_key(job)
+    assert features_key(CHANGES[changed](job, monkeypatch)) != before
+
+
+def test_another_random_start_changes_the_features_name_and_another_trial_does_not(frozen_job: MakeJob) -> None:
+    job = frozen_job()
+    assert features_key(replace(job, network_seed=8)) != features_key(job)
+    assert features_key(replace(job, trial_seed=12)) == features_key(job)
+    assert features_key(frozen_job(learning_rate=0.5, batch_size=9, max_epochs=9)) == features_key(job)
+
+
+def open_features_slowly(job: TrainingJob, cache_root: Path, log: Path) -> None:
+    """Open features in a process of its own; who computes them says so, and takes its time before they appear."""
+    prefix_features.LEAST_GAIN = 0.0
+    prefix_features._ROOM_TO_LEAVE = 0.0
+    build = prefix_features._build
+
+    def slowly(*arguments: Any) -> None:
+        build(*arguments)
+        with log.open("a") as file:
+            file.write("built\n")
+        time.sleep(1.0)
+
+    prefix_features._build = slowly
+    with Cache.open(cache_root) as cache:
+        assert open_prefix_features(replace(job, cache=cache), job.build_network()) is not None
+
+
+def start_process(job: TrainingJob, cache_root: Path, log: Path) -> Any:
+    process = get_context("spawn").Process(target=open_features_slowly, args=(job, cache_root, log))
+    process.start()
+    return process
+
+
+def test_two_processes_at_once_compute_the_features_once(frozen_job: MakeJob, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    processes = [start_process(frozen_job(), tmp_path / "cache", log) for _ in range(2)]
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert log.read_text() == "built\n"
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
+
+
+def test_what_a_killed_builder_wrote_is_never_read(frozen_job: MakeJob, tmp_path: Path) -> None:
+    job, cache_root, log = frozen_job(), tmp_path / "cache", tmp_path / "log"
+    process = start_process(job, cache_root, log)
+    while not log.exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join(timeout=30)
+    (unfinished,) = (cache_root / "features").iterdir()
+    assert (unfinished / "train").exists()
+    with Cache.open(cache_root) as cache, Cache.open(tmp_path / "other") as other:
+        assert not has_features(job, cache)
+        again, undisturbed = (open_prefix_features(replace(job, cache=own), job.build_network()) for own in (cache, other))
+        assert again is not None
+        assert undisturbed is not None
+        assert torch.equal(again.train_NHWC, undisturbed.train_NHWC)
+        assert torch.equal(again.validation_NHWC, undisturbed.validation_NHWC)
+    assert not unfinished.exists()
