@@ -39,10 +39,14 @@ def test_a_store_gives_back_each_part_in_order(tmp_path):
     assert store.num_masks == {"train": 3, "validation": 1, "test": 1}
 
 
-def test_pixels_are_mapped_and_read_only(tmp_path):
-    part = store_of(tmp_path / "store", decoded()).part("train")
+def test_pixels_are_mapped_and_no_change_reaches_the_file(tmp_path):
+    store = store_of(tmp_path / "store", decoded())
+    before = (store.directory / "train.npy").read_bytes()
+    part = store.part("train")
     assert isinstance(part.pixels_NHW, np.memmap)
-    assert not part.pixels_NHW.flags.writeable
+    part.pixels_NHW += 1
+    part.pixels_NHW.flush()
+    assert (store.directory / "train.npy").read_bytes() == before
 
 
 def test_a_store_without_masks_says_so(tmp_path):

@@ -35,9 +35,9 @@ class Part:
     """The images of one side of the split."""
 
     pixels_NHW: npt.NDArray[np.uint8]
-    """Grey values, memory-mapped, read only."""
+    """Grey values, memory-mapped."""
     masks_NHW: npt.NDArray[np.uint8] | None
-    """Lung masks 0 to 255, memory-mapped, read only; zeros where an image has none; None where the data has no masks."""
+    """Lung masks 0 to 255, memory-mapped; zeros where an image has none; None where the data has no masks."""
     has_mask_N: npt.NDArray[np.bool_]
     """Which images have a mask."""
     labels_N: npt.NDArray[np.int64]
@@ -109,12 +109,18 @@ class PixelStore:
         masks = self.directory / f"{name}_masks.npy"
         with np.load(self.directory / f"{name}_index.npz", allow_pickle=False) as index:
             return Part(
-                pixels_NHW=np.load(self.directory / f"{name}.npy", mmap_mode="r", allow_pickle=False),
-                masks_NHW=np.load(masks, mmap_mode="r", allow_pickle=False) if masks.exists() else None,
+                pixels_NHW=_mapped(self.directory / f"{name}.npy"),
+                masks_NHW=_mapped(masks) if masks.exists() else None,
                 has_mask_N=index["has_mask"],
                 labels_N=index["labels"],
                 image_ids=tuple(index["image_ids"].tolist()),
             )
+
+
+def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+    """Map an array so that no change reaches the file; torch takes no memory that it may not write."""
+    values: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
+    return values
 
 
 def _fields(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,17 @@ from tune_lung.results.schema import probability_column
 
 def input_batches(part: Part, transform: InputTransform, *, batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the part's images in their order as the network takes them in, images_NCHW."""
-    masks_NHW = part.masks_NHW if transform.part != "full" else None
+    pixels_NHW, masks_NHW = stored_tensors(part, transform)
     for start in range(0, len(part.labels_N), batch_size):
         chosen = slice(start, start + batch_size)
-        masks = None if masks_NHW is None else masks_NHW[chosen]
-        yield transform.normalise(transform.brightness(part.pixels_NHW[chosen], masks, device))
+        masks = None if masks_NHW is None else masks_NHW[chosen].to(device, non_blocking=True)
+        yield transform.normalise(transform.brightness(pixels_NHW[chosen].to(device, non_blocking=True), masks))
+
+
+def stored_tensors(part: Part, transform: InputTransform) -> tuple[Tensor, Tensor | None]:
+    """Give a part's pixels_NHW and, where the transform needs them, its masks_NHW: uint8, as they lie in the store."""
+    needs_masks = transform.part != "full" and part.masks_NHW is not None
+    return torch.from_numpy(part.pixels_NHW), torch.from_numpy(part.masks_NHW) if needs_masks else None
 
 
 @torch.inference_mode()
@@ -42,8 +48,8 @@ def predict_logits(module: nn.Module, batches: Iterable[Tensor], *, device: torc
     logits = []
     for batch in batches:
         with autocast(device, precision):
-            logits.append(module(batch).float().cpu())
-    return torch.cat(logits)
+            logits.append(module(batch).float())
+    return torch.cat(logits).cpu()
 
 
 def predictions_frame(logits_NK: Tensor, part: Part, classes: Sequence[str]) -> pd.DataFrame:

@@ -4,11 +4,10 @@ Shapes: N images, C channels (1 for the CNN, 3 for ResNets), H rows, W columns.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tune_lung.config import CnnConfig, InputPart, Protocol, TrialConfig
@@ -49,17 +48,21 @@ class InputTransform:
             return cls(part=trial.input, mean=(train_mean,), deviation=(train_deviation,))
         return cls(part=trial.input, mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION)
 
-    def brightness(self, pixels_NHW: NDArray[np.uint8], masks_NHW: NDArray[np.uint8] | None, device: torch.device) -> Tensor:
-        """Scale pixels to 0..1 on the device, with the pixels outside the wanted part at 0.
+    def brightness(self, pixels_NHW: Tensor, masks_NHW: Tensor | None) -> Tensor:
+        """Scale pixels to 0..1, with the pixels outside the wanted part at 0.
+
+        Args:
+            pixels_NHW: uint8, on any device.
+            masks_NHW: uint8, on the same; None where the whole image is wanted.
 
         Returns:
             images_N1HW, float32.
         """
-        images_NHW = _to_device(pixels_NHW, device) / 255
+        images_NHW = pixels_NHW.float() / 255
         if self.part != "full":
             if masks_NHW is None:
                 raise ValueError(f"input {self.part!r} needs masks.")
-            lungs_NHW = _to_device(masks_NHW, device) / 255
+            lungs_NHW = masks_NHW.float() / 255
             images_NHW = images_NHW * (lungs_NHW if self.part == "lungs" else 1 - lungs_NHW)
         return images_NHW.unsqueeze(1)
 
@@ -69,10 +72,11 @@ class InputTransform:
         Returns:
             images_NCHW, float32, channels last in memory.
         """
-        mean_C11 = images_N1HW.new_tensor(self.mean).view(-1, 1, 1)
-        deviation_C11 = images_N1HW.new_tensor(self.deviation).view(-1, 1, 1)
+        mean_C11, deviation_C11 = (_by_channel(values, images_N1HW.device) for values in (self.mean, self.deviation))
         return ((images_N1HW - mean_C11) / deviation_C11).contiguous(memory_format=torch.channels_last)
 
 
-def _to_device(values_NHW: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(values_NHW)).to(device, non_blocking=True).float()  # a copy: the store is read only
+@lru_cache(maxsize=16)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Put one number a channel on the device, once: a copy from the host would make every step wait for the one before."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -182,7 +182,7 @@ def _train_epoch(job: TrainingJob, inputs: Inputs, optimizer: Optimizer, epoch: 
     for indices in batches:
         with stopwatch.measure(TimePart.STORE):
             batch = inputs.train_batch(indices, augmentation_draws)
-            labels_of_batch_N = torch.from_numpy(labels_N[indices.numpy()]).to(job.device, non_blocking=True)
+            labels_of_batch_N = inputs.train_labels_N[indices.to(job.device, non_blocking=True)]
         with stopwatch.measure(TimePart.STEP):
             with autocast(job.device, trial.precision):
                 logits_NK = inputs.module(batch)

@@ -9,13 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tune_lung.evaluation.predictions import input_batches
+from tune_lung.evaluation.predictions import input_batches, stored_tensors
 from tune_lung.models.network import Network
 from tune_lung.training.augmentation import AUGMENTERS
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import PrefixFeatures, open_prefix_features, settle_prefix
 
 VALIDATION_BATCH_SIZE = 128
+_SHARE_OF_FREE_MEMORY = 0.25
+"""Of a GPU's free memory, that images or features may take: trials may share the GPU, and training needs the rest."""
 
 
 class Inputs(Protocol):
@@ -25,6 +27,8 @@ class Inputs(Protocol):
     """Turns a batch into logits."""
     prefix_seconds: float | None
     """What computing the prefix features took; None where there are none."""
+    train_labels_N: Tensor
+    """Class indices of the training images, on the device."""
 
     def train_batch(self, indices: Tensor, draws: torch.Generator) -> Tensor:
         """Give the training images of the indices, augmented by the draws, on the device."""
@@ -41,16 +45,18 @@ class ImageInputs:
     def __init__(self, job: TrainingJob, network: Network) -> None:
         """Feed images to a network."""
         self.module: nn.Module = network
+        self.train_labels_N = torch.from_numpy(job.train.labels_N).to(job.device)
         self._device, self._transform = job.device, job.transform()
-        self._train, self._validation = job.train, job.validation
-        self._masks_NHW = self._train.masks_NHW if job.trial.input != "full" else None
+        self._validation = job.validation
+        pixels_NHW, masks_NHW = stored_tensors(job.train, self._transform)
+        self._pixels_NHW = _near(pixels_NHW, job.device)
+        self._masks_NHW = None if masks_NHW is None else _near(masks_NHW, job.device)
         self._augmenter = AUGMENTERS.get(job.trial.augmentation)
 
     def train_batch(self, indices: Tensor, draws: torch.Generator) -> Tensor:
         """Give images_NCHW."""
-        chosen = indices.numpy()
-        masks_NHW = None if self._masks_NHW is None else self._masks_NHW[chosen]
-        images_N1HW = self._transform.brightness(self._train.pixels_NHW[chosen], masks_NHW, self._device)
+        masks_NHW = None if self._masks_NHW is None else _rows(self._masks_NHW, indices, self._device)
+        images_N1HW = self._transform.brightness(_rows(self._pixels_NHW, indices, self._device), masks_NHW)
         if self._augmenter is not None:
             images_N1HW = self._augmenter(images_N1HW, draws)
         return self._transform.normalise(images_N1HW)
@@ -66,20 +72,31 @@ class FeatureInputs:
     def __init__(self, job: TrainingJob, network: Network, features: PrefixFeatures) -> None:
         """Feed a network's rest with its prefix's features."""
         self.module: nn.Module = network.rest
+        self.train_labels_N = torch.from_numpy(job.train.labels_N).to(job.device)
         self.prefix_seconds: float | None = features.seconds
         self._device, self._features = job.device, features
+        self._train_NHWC = _near(features.train_NHWC, job.device)
 
     def train_batch(self, indices: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is augmented here
         """Give features_NCHW, channels last in memory."""
-        return self._on_device(self._features.train_NHWC[indices])
+        return _rows(self._train_NHWC, indices, self._device).permute(0, 3, 1, 2)
 
     def validation_batches(self) -> Iterator[Tensor]:
         """Give features_NCHW, channels last in memory."""
         for features_NHWC in self._features.validation_NHWC.split(VALIDATION_BATCH_SIZE):  # type: ignore[no-untyped-call]
-            yield self._on_device(features_NHWC)
+            yield features_NHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
 
-    def _on_device(self, features_NHWC: Tensor) -> Tensor:
-        return features_NHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+
+def _near(values: Tensor, device: torch.device) -> Tensor:
+    """Put what batches are taken from onto the GPU if it has room to spare, else leave it mapped where it lies."""
+    if device.type != "cuda" or values.nbytes > _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+        return values
+    return values.to(device)
+
+
+def _rows(values: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    """Take rows onto the device; no step waits for the one before."""
+    return values[indices.to(values.device, non_blocking=True)].to(device, non_blocking=True)
 
 
 def open_inputs(job: TrainingJob, network: Network, *, is_resumed: bool) -> Inputs:
