@@ -44,7 +44,7 @@ def test_pixels_are_mapped_and_no_change_reaches_the_file(tmp_path):
     before = (store.directory / "train.npy").read_bytes()
     part = store.part("train")
     assert isinstance(part.pixels_NHW, np.memmap)
-    part.pixels_NHW += 1
+    part.pixels_NHW[:] += 1
     part.pixels_NHW.flush()
     assert (store.directory / "train.npy").read_bytes() == before
 
