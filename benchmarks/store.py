@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rate = num_images / seconds / num_workers()
     bars = [
         Bar(
-            f"{rate:,.0f} images a second and core, at least {LEAST_RATE:g} (Pillow's decode and resize alone: {pillow_rate:,.0f})",
+            f"{rate:,.0f} images a second and core, at least {LEAST_RATE:g} (Pillow decodes and resizes {pillow_rate:,.0f})",
             rate >= LEAST_RATE,
         ),
         Bar(f"opened again in {again:.2f} s, at most {MOST_SECONDS:g} s", again <= MOST_SECONDS),
