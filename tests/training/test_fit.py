@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from tune_lung.results.schema import TimePart
 from tune_lung.training import fit as fit_module
 from tune_lung.training.checkpoints import Checkpoints, load
 from tune_lung.training.fit import DivergedError, EpochResult, checkpoint_bytes, fit
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import published_loss_floor
+from tune_lung.training.stopwatch import Stopwatch
 
 MakeJob = Callable[..., TrainingJob]
 
@@ -88,6 +90,18 @@ def test_fit_saves_the_state_to_go_on_from_at_rungs(make_job: MakeJob, tmp_path:
         newest = checkpoints.newest()
         saved.append((result.epoch, newest and newest.state["epoch"]))
     assert saved == [(1, None), (2, 2), (3, 2), (4, 4)]
+
+
+def test_a_stopwatch_takes_the_time_of_every_part_and_changes_no_number(make_job: MakeJob, tmp_path: Path) -> None:
+    plain = list(fit(make_job(), Checkpoints(tmp_path / "plain")))
+    timed = list(fit(make_job(), Checkpoints(tmp_path / "timed"), stopwatch=Stopwatch(torch.device("cpu"))))
+    assert numbers(timed) == numbers(plain)
+    assert [result.seconds_by_part for result in plain] == [{}] * 4
+    in_every_epoch = {TimePart.STORE, TimePart.STEP, TimePart.EVALUATION, TimePart.CHECKPOINT}
+    assert timed[0].seconds_by_part.keys() == in_every_epoch | {TimePart.START, TimePart.PREFIX}
+    assert timed[1].seconds_by_part.keys() == in_every_epoch
+    trained = [result.seconds_by_part[TimePart.STORE] + result.seconds_by_part[TimePart.STEP] for result in timed]
+    assert all(0 < parts <= result.epoch_seconds for parts, result in zip(trained, timed, strict=True))
 
 
 def test_a_checkpoint_holds_no_frozen_parameter(make_job: MakeJob, tmp_path: Path) -> None:
