@@ -29,7 +29,7 @@ from tune_lung.results.schema import TimePart
 from tune_lung.space import Arm, Grid, SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cell_order import longest_first
+from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources, ray_session
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import EPOCHS
@@ -189,7 +189,7 @@ def _search(space: SearchSpace, setup: SearchSetup, callback: Callback, trainabl
     strategy = Strategy.for_space(space)
     ledger = new_ledger(space, strategy, setup)
     recorder = Recorder(ledger, setup, SLOTS)
-    cells = longest_first(space, setup.run, num_classes=len(ledger.classes))
+    cells = search_order(space, strategy, setup.run, num_classes=len(ledger.classes))
     studies = Studies(space, strategy, seed=setup.run.seed, cells=cells)
     train(space, strategy, studies, setup, SLOTS, recorder, callbacks=[callback], trainable=trainable)
 

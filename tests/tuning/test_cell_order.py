@@ -8,7 +8,7 @@ from tune_lung.models.network import network_outline
 from tune_lung.space import Arm, Choice, Grid, SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cell_order import longest_first, training_work
+from tune_lung.tuning.cell_order import longest_first, search_order, training_work
 from tune_lung.tuning.proposals.studies import Studies
 
 RUN = RunConfig()
@@ -62,6 +62,15 @@ def test_a_prefix_is_computed_once_or_before_augmented_images_in_every_epoch():
     assert works[0] == 10 * 3 * (mult_adds(outline, RUN.image_size) - prefix) + prefix
     # blocks 1 and 2 and the stem hold more than half of ResNet18's multiply-adds
     assert 0.5 < prefix / mult_adds(outline, RUN.image_size) < 0.6
+
+
+def test_where_trials_are_stopped_the_spaces_order_is_kept():
+    space = load_space("freeze_grid")
+    stopped, whole = (
+        search_order(space, Strategy.for_space(space, scheduler=scheduler), RUN, num_classes=4) for scheduler in ("asha", "none")
+    )
+    assert stopped == space.cells()
+    assert whole == longest_first(space, RUN, num_classes=4)
 
 
 def test_the_studies_take_the_cells_up_in_that_order_sample_by_sample():

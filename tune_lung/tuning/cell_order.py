@@ -12,9 +12,19 @@ from tune_lung.config import CnnConfig, Protocol, ResNetConfig, RunConfig, Trial
 from tune_lung.models.cost import mult_adds, prefix_mult_adds
 from tune_lung.models.network import network_outline
 from tune_lung.space import Cell, SearchSpace
+from tune_lung.strategy import Strategy
 
 _PASSES_WITH_GRADIENT = 3
 """Forward, and back to inputs and weights."""
+
+
+def search_order(space: SearchSpace, strategy: Strategy, run: RunConfig, *, num_classes: int) -> tuple[Cell, ...]:
+    """Order a space's cells as a search takes them up.
+
+    Where trials are stopped early the space's own order is kept, from small to large in the shipped ones: a long trial is
+    stopped only if others stand at its rungs before it.
+    """
+    return longest_first(space, run, num_classes=num_classes) if strategy.scheduler == "none" else space.cells()
 
 
 def longest_first(space: SearchSpace, run: RunConfig, *, num_classes: int) -> tuple[Cell, ...]:

@@ -17,7 +17,7 @@ from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.schema import TimePart, TrialStatus, probability_column
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cell_order import longest_first
+from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
@@ -64,7 +64,7 @@ def run_search(
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     recorder = Recorder(ledger, setup, resources)
-    cells = longest_first(space, setup.run, num_classes=len(ledger.classes))
+    cells = search_order(space, strategy, setup.run, num_classes=len(ledger.classes))
     studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
     view = ProgressView(
         recorder,

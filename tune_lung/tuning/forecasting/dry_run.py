@@ -9,7 +9,7 @@ from tune_lung.config import TrialConfig
 from tune_lung.data.store import PixelStore
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cell_order import longest_first
+from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources, node_offers
 from tune_lung.tuning.forecasting.forecast import CellPlan, foresee_epochs, foresee_trials, plan_cells
 from tune_lung.tuning.forecasting.probe import ProbeRequest, largest_point, probe, work_of, workload_of
@@ -36,7 +36,7 @@ def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resource
     """
     store = PixelStore.open(setup.store)
     plans = plan_cells(space.cells(), strategy)
-    taken_up = longest_first(space, setup.run, num_classes=len(store.classes))
+    taken_up = search_order(space, strategy, setup.run, num_classes=len(store.classes))
     trials = foresee_trials(plan_cells(taken_up, strategy), strategy)
     epochs = foresee_epochs(trials, strategy, group_of=groups_of(space))
     show_plan(plans, epochs, strategy, compares_all=space.is_grid, console=console)
