@@ -68,6 +68,10 @@ def test_memory_is_refused_with_the_number_of_trials_that_fit() -> None:
 
 def test_memory_is_counted_node_by_node() -> None:
     check_memory([NodeOffer(slots=2, memory_bytes=7 * GB)] * 3, slots=6, trial_bytes=3 * GB)
+    # Together these have 19 GB for 18, but the second one cannot hold its two trials.
+    uneven = [NodeOffer(slots=2, memory_bytes=gigabytes * GB) for gigabytes in (7, 5, 7)]
+    with pytest.raises(InputError, match=r"2 trials at once need 6\.0 GB of memory, and 5\.0 GB are free"):
+        check_memory(uneven, slots=6, trial_bytes=3 * GB)
 
 
 def test_a_trial_that_no_node_can_hold_is_told_to_shrink() -> None:
@@ -85,6 +89,8 @@ def test_trials_that_share_a_gpu_must_fit_into_it_together(gpus_per_trial: float
 @pytest.mark.parametrize(("gpus_per_trial", "gpu_bytes"), [(1.0, GB), (0.0, 0)])
 def test_a_gpu_of_ones_own_and_none_are_enough(gpus_per_trial: float, gpu_bytes: int) -> None:
     check_gpu_memory(gpus_per_trial=gpus_per_trial, trial_bytes=gpu_bytes, gpu_bytes=gpu_bytes)
+    with pytest.raises(InputError, match="2 trials on one GPU need"):
+        check_gpu_memory(gpus_per_trial=0.5, trial_bytes=GB, gpu_bytes=GB)
 
 
 @pytest.mark.parametrize(
