@@ -1,5 +1,6 @@
 """The one error that a command turns into a line of text instead of a traceback, and how it does so."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -11,6 +12,15 @@ class InputError(ValueError):
     Commands print its text as one line after `error:` and exit with status 2. The text says what is wrong,
     what is allowed and what to do; it names no image file, for image names may be private.
     """
+
+
+class NoRoomError(InputError):
+    """A disk is full."""
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether an error says that a disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
@@ -36,12 +46,17 @@ def exit_status(command: Callable[[], int]) -> int:
         command: The work; it returns the exit status of its own.
 
     Returns:
-        That status; 2 after an InputError; 130 after Ctrl-C.
+        That status; 2 after an InputError, a full disk or one that cannot be written; 130 after Ctrl-C.
     """
     try:
         return command()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    except OSError as error:
+        if not is_no_room(error) and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        sys.stderr.write(f"error: {error.strerror}. Free some room, or give a folder that can be written.\n")
         return 2
     except KeyboardInterrupt:
         return 130

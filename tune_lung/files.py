@@ -1,11 +1,13 @@
 """Files that appear whole or not at all, and their digests."""
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _CHUNK_BYTES = 1 << 20
 
@@ -38,6 +40,39 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write a UTF-8 text file so that it is never seen half written."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+class DamagedFileError(ValueError):
+    """A file that is not what was written."""
+
+
+def write_json_with_digest(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON values whole, the SHA-256 of all others under `sha256`."""
+    text = json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False)
+    write_text_whole(path, text + "\n")
+
+
+def read_json_with_digest(path: Path) -> dict[str, Any]:
+    """Read what `write_json_with_digest` wrote, or JSON values without a digest: those have no `sha256` at all.
+
+    Raises:
+        DamagedFileError: It is not what was written.
+        OSError: It is not there, or the disk does not give it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(f"{path.name} is no JSON file.") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path.name} is no JSON object.")
+    if "sha256" in content and content["sha256"] != _digest_of(content):
+        raise DamagedFileError(f"{path.name} does not match its digest.")
+    return {name: value for name, value in content.items() if name != "sha256"}
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    others = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def shown_path(path: Path) -> str:

@@ -7,7 +7,9 @@ python -m tune_lung.search --space freeze_grid --data DIR     # your images, one
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from tune_lung.config import PointValue, RunConfig, Split, TrialConfig
-from tune_lung.errors import InputError, exit_status
+from tune_lung.errors import InputError, NoRoomError, exit_status
 from tune_lung.files import shown_path
 from tune_lung.search_options import (
     bytes_of,
@@ -24,6 +26,7 @@ from tune_lung.search_options import (
     check_trackers,
     run_config_of,
     search_parser,
+    seconds_of,
     space_of,
     strategy_of,
 )
@@ -36,11 +39,14 @@ if TYPE_CHECKING:
     from tune_lung.data.prepare import PreparedData
     from tune_lung.models.weights import WeightsSource
     from tune_lung.results.ledger import Ledger
+    from tune_lung.results.manifest import Outcome
+    from tune_lung.results.ownership import Ownership
     from tune_lung.results.reader import Run
-    from tune_lung.results.schema import TimePart
+    from tune_lung.resume_options import ResumedSearch
     from tune_lung.tuning.cluster import Resources
     from tune_lung.tuning.plan import DataRequest, SearchSetup
     from tune_lung.tuning.proposals.studies import KnownTrial
+    from tune_lung.tuning.recorder import EarlierAttempts, TrialRecord
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,13 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None takes the process's own.
 
     Returns:
-        0 when done; 1 when every trial failed; 2 for what the user can mend; 130 after Ctrl-C.
+        0 when done; 1 when every trial failed, or the first ones with a bug; 2 for what the user can mend; 130 after Ctrl-C;
+        143 when the system ended it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, console = search_parser(__doc__).parse_args(given), Console()
     if options.list_spaces:
         return exit_status(lambda: _list_spaces(console))
-    return exit_status(lambda: _search(options, given, console))
+    if options.resume is not None:
+        return exit_status(lambda: _resume(options.resume, given, console))
+    return exit_status(lambda: _search(_new_search(options, given), console))
 
 
 def _list_spaces(console: Console) -> int:
@@ -68,102 +77,175 @@ def _list_spaces(console: Console) -> int:
     return 0
 
 
-def _search(options: argparse.Namespace, arguments: list[str], console: Console) -> int:
-    started = time.monotonic()
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """What the command was asked for."""
+
+    options: argparse.Namespace
+    arguments: list[str]
+    root: Path
+    space: SearchSpace
+    run: RunConfig
+    strategy: Strategy
+    teacher: "Run | None" = None
+    """The run to learn from."""
+    resumed: "ResumedSearch | None" = None
+    """What goes on; None for a new run."""
+    ownership: "Ownership | None" = None
+    """Of the run that goes on."""
+
+
+def _new_search(options: argparse.Namespace, arguments: list[str]) -> _Search:
     space = space_of(options)
     run = run_config_of(options, space)
     space.check(run)
     strategy = strategy_of(options, space)
+    teacher = _teacher(options, space, strategy, run)
+    root = _new_run_root(options, space)
+    return _Search(options=options, arguments=arguments, root=root, space=space, run=run, strategy=strategy, teacher=teacher)
+
+
+def _resume(root: Path, arguments: list[str], console: Console) -> int:
+    from tune_lung.results.ownership import Ownership
+    from tune_lung.resume_options import resumed_search
+
+    resumed = resumed_search(root, arguments)
+    with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
+        search = _Search(
+            options=resumed.options,
+            arguments=resumed.arguments,
+            root=resumed.root,
+            space=resumed.space,
+            run=resumed.run,
+            strategy=resumed.strategy,
+            resumed=resumed,
+            ownership=ownership,
+        )
+        return _search(search, console)
+
+
+def _search(search: _Search, console: Console) -> int:
+    started = time.monotonic()
+    options = search.options
     check_resources(options)
     check_trackers(options)
-    earlier = _earlier_run(options, space, strategy, run)
-    run_root = _new_run_root(options, space)
 
     # Torch and Ray are imported late: --help, --list-spaces and a wrong option answer at once.
     from tune_lung.models.weights import resolve_weights
-    from tune_lung.results.schema import TimePart
     from tune_lung.tuning.cluster import plan_resources, ray_session
     from tune_lung.tuning.forecasting.dry_run import dry_run
-    from tune_lung.tuning.plan import SearchSetup
-    from tune_lung.tuning.scheduler import judged_epochs
 
-    request = _data_request(options, run)
+    request = _data_request(options, search.run)
     request.check()
     origin = options.weights or ("imagenet" if options.data else "random")
-    weights = resolve_weights(origin, [model for model in space.models() if model != "cnn"])
+    weights = resolve_weights(origin, [model for model in search.space.models() if model != "cnn"])
     with request.open_cache() as cache:
         asked = time.monotonic()
         prepared = _prepare(request, cache, console)
         store_seconds = time.monotonic() - asked
-        _require_masks(space, prepared)
+        _require_masks(search.space, prepared)
         with ray_session(options.address):
             resources = plan_resources(
-                num_trials=strategy.num_trials(space),
+                num_trials=search.strategy.num_trials(search.space),
                 cpus_per_trial=options.cpus_per_trial,
                 gpus_per_trial=options.gpus_per_trial,
                 max_concurrent=options.max_concurrent,
                 is_local=options.address is None,
             )
-            space = _with_numerics(space, options, run, weights, on_gpu=resources.gpus_per_trial > 0)
-            setup = SearchSetup(
-                run=run,
-                run_root=run_root,
-                data=request,
-                store=prepared.store,
-                data_fingerprint=prepared.fingerprint,
-                weights=weights,
-                cpus_per_trial=resources.cpus_per_trial,
-                gpus_per_trial=resources.gpus_per_trial,
-                judged_epochs=judged_epochs(strategy, max_epochs=space.max_epochs()),
-                profile=options.profile,
-            )
-            announcement = _announcement(space, strategy, setup, resources, prepared)
+            if search.resumed is None:  # else the run's space has them
+                on_gpu = resources.gpus_per_trial > 0
+                search = replace(search, space=_with_numerics(search.space, options, search.run, weights, on_gpu=on_gpu))
+            setup = _setup_of(search, request, prepared, weights, resources)
+            announcement = _announcement(search.space, search.strategy, setup, resources, prepared)
             console.print(announcement, highlight=False, soft_wrap=True)
-            known = _known_trials(earlier, space, strategy, setup, console)
+            known = _known_trials(search, setup, console)
             if options.dry_run:
-                dry_run(space, strategy, setup, resources, console=console)
+                dry_run(search.space, search.strategy, setup, resources, console=console)
                 return 0
-            ledger = _new_ledger(run_root, arguments, space, strategy, setup, prepared, earlier)
-            start_seconds = time.monotonic() - started - store_seconds
-            before = {TimePart.START: start_seconds, TimePart.STORE: store_seconds}
-            num_completed = _supervise(space, strategy, setup, resources, ledger, console, known, options.tracker, before)
-    if num_completed is None:
-        return 130
-    if num_completed and not options.no_report:
-        _report(run_root, console)
-    console.print(f"Run: {shown_path(run_root)}", highlight=False, soft_wrap=True)
-    return 0 if num_completed else 1
+            with _opened_ledger(search, setup, prepared, known) as (ledger, ownership):
+                started_seconds = time.monotonic() - started - store_seconds
+                supervised = _Supervised(
+                    search=search,
+                    setup=replace(setup, attempt=ownership.attempt),
+                    resources=resources,
+                    ledger=ledger,
+                    ownership=ownership,
+                    known=known,
+                    seconds_before=(started_seconds, store_seconds),
+                )
+                status = _supervise(supervised, console)
+    if status is None:
+        status = 0
+        if not options.no_report:
+            _report(search.root, console)
+        console.print(f"Run: {shown_path(search.root)}", highlight=False, soft_wrap=True)
+    return status
+
+
+def _setup_of(
+    search: _Search,
+    request: "DataRequest",
+    prepared: "PreparedData",
+    weights: "Mapping[str, WeightsSource]",
+    resources: "Resources",
+) -> "SearchSetup":
+    from tune_lung.tuning.plan import SearchSetup
+    from tune_lung.tuning.scheduler import judged_epochs
+
+    return SearchSetup(
+        run=search.run,
+        run_root=search.root,
+        data=request,
+        store=prepared.store,
+        data_fingerprint=prepared.fingerprint,
+        weights=weights,
+        cpus_per_trial=resources.cpus_per_trial,
+        gpus_per_trial=resources.gpus_per_trial,
+        judged_epochs=judged_epochs(search.strategy, max_epochs=search.space.max_epochs()),
+        profile=search.options.profile,
+        has_time_budget=search.strategy.time_budget_seconds is not None,
+        hang_seconds=seconds_of(search.options.hang_timeout, "--hang-timeout"),
+    )
 
 
 def _new_run_root(options: argparse.Namespace, space: SearchSpace) -> Path:
     run_root = options.out / (options.name or f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     if run_root.exists():
-        raise InputError(f"The run '{run_root.name}' exists already. Choose another --name or remove it.")
+        raise InputError(
+            f"The run '{run_root.name}' exists already. Go on with it (--resume), choose another --name, or remove it."
+        )
     return Path(run_root).resolve()
 
 
-def _earlier_run(options: argparse.Namespace, space: SearchSpace, strategy: Strategy, run: RunConfig) -> "Run | None":
+def _teacher(options: argparse.Namespace, space: SearchSpace, strategy: Strategy, run: RunConfig) -> "Run | None":
     """Read the run to learn from, and refuse one that cannot be learnt from before anything is decoded."""
     if options.warm_start is None:
         return None
     from tune_lung.results.reader import read_run
     from tune_lung.tuning.proposals.warm_start import require_compatible
 
-    earlier = read_run(options.warm_start, only=("trials", "epochs"))
-    require_compatible(earlier, space, strategy, run)
-    return earlier
+    teacher = read_run(options.warm_start, only=("trials", "epochs"))
+    require_compatible(teacher, space, strategy, run)
+    return teacher
 
 
-def _known_trials(
-    earlier: "Run | None", space: SearchSpace, strategy: Strategy, setup: "SearchSetup", console: Console
-) -> "list[KnownTrial]":
-    from tune_lung.tuning.proposals.warm_start import known_trials, lesson
+def _known_trials(search: _Search, setup: "SearchSetup", console: Console) -> "list[KnownTrial]":
+    """Say what the studies are taught before they propose: by another run, or by what this run was taught at its beginning."""
+    from tune_lung.files import DamagedFileError, read_json_with_digest
+    from tune_lung.results.layout import RunPaths
+    from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_from_json
 
-    if earlier is None:
+    if search.teacher is not None:
+        known = known_trials(search.teacher, search.space, search.strategy, setup)
+        console.print(lesson(known, search.teacher), markup=False, highlight=False, soft_wrap=True)
+        return known
+    try:
+        return lessons_from_json(read_json_with_digest(RunPaths(search.root).lessons), search.space)
+    except FileNotFoundError:
         return []
-    known = known_trials(earlier, space, strategy, setup)
-    console.print(lesson(known, earlier), markup=False, highlight=False, soft_wrap=True)
-    return known
+    except (DamagedFileError, OSError, KeyError):
+        console.print("warm_start.json is damaged: going on without what the earlier run taught", highlight=False)
+        return []
 
 
 def _data_request(options: argparse.Namespace, run: RunConfig) -> "DataRequest":
@@ -225,18 +307,53 @@ def _with_numerics(
     return space.with_fixed(fixed)
 
 
+@contextmanager
+def _opened_ledger(
+    search: _Search, setup: "SearchSetup", prepared: "PreparedData", known: "Sequence[KnownTrial]"
+) -> "Iterator[tuple[Ledger, Ownership]]":
+    """Begin a run's ledger, or go on with it, as its one owner."""
+    from tune_lung.results.ledger import Ledger
+    from tune_lung.results.manifest import resumed
+    from tune_lung.results.ownership import Ownership
+    from tune_lung.resume_options import check_same_data, check_same_weights, remember_command
+
+    sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
+    if search.resumed is None or search.ownership is None:
+        ledger = _new_ledger(search, setup, prepared, known, sources)
+        remember_command(search.root, search.arguments, search.options)
+        with Ownership.claim(search.root, at_least=1) as ownership:
+            yield ledger, ownership
+        return
+    counts = {part: int((prepared.images["split"] == part).sum()) for part in get_args(Split)}
+    check_same_data(search.resumed, fingerprint=prepared.fingerprint, counts=counts)
+    check_same_weights(search.resumed, sources)
+    ledger = Ledger.open(search.root)
+    manifest = resumed(
+        ledger.read_manifest(),
+        attempt=search.ownership.attempt,
+        arguments=search.arguments,
+        space=search.space,
+        strategy=search.strategy,
+    )
+    ledger.write_manifest(manifest)
+    if not ledger.has_images():
+        ledger.write_images(prepared.images)
+    remember_command(search.root, search.arguments, search.options)
+    yield ledger, search.ownership
+
+
 def _new_ledger(
-    run_root: Path,
-    arguments: list[str],
-    space: SearchSpace,
-    strategy: Strategy,
+    search: _Search,
     setup: "SearchSetup",
     prepared: "PreparedData",
-    earlier: "Run | None",
+    known: "Sequence[KnownTrial]",
+    sources: "Mapping[str, Mapping[str, str | None]]",
 ) -> "Ledger":
+    from tune_lung.files import write_json_with_digest
     from tune_lung.results.ledger import Ledger
     from tune_lung.results.manifest import DataFacts, new_manifest
     from tune_lung.tuning.proposals.studies import sampler_options
+    from tune_lung.tuning.proposals.warm_start import lessons_as_json
 
     facts = DataFacts(
         fingerprint=prepared.fingerprint,
@@ -244,18 +361,19 @@ def _new_ledger(
         classes=prepared.classes,
         counts={part: int((prepared.images["split"] == part).sum()) for part in get_args(Split)},
     )
-    sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
     manifest = new_manifest(
-        name=run_root.name,
-        arguments=arguments,
-        space=space,
-        strategy=strategy,
-        sampler_options=sampler_options(strategy),
+        name=search.root.name,
+        arguments=search.arguments,
+        space=search.space,
+        strategy=search.strategy,
+        sampler_options=sampler_options(search.strategy),
         run=setup.run,
         data=facts,
         weights=sources,
     )
-    ledger = Ledger.create(run_root, {**manifest, "warm_start": earlier.name if earlier else None})
+    ledger = Ledger.create(search.root, {**manifest, "warm_start": search.teacher.name if search.teacher else None})
+    if known:
+        write_json_with_digest(ledger.paths.lessons, lessons_as_json(known))
     ledger.write_images(prepared.images)
     return ledger
 
@@ -281,45 +399,105 @@ def _announcement(
     return "\n".join(lines)
 
 
-def _supervise(
-    space: SearchSpace,
-    strategy: Strategy,
-    setup: "SearchSetup",
-    resources: "Resources",
-    ledger: "Ledger",
-    console: Console,
-    known: "Sequence[KnownTrial]",
-    trackers: Sequence[str],
-    before: "Mapping[TimePart, float]",
-) -> int | None:
+@dataclass(frozen=True, kw_only=True)
+class _Supervised:
+    """A search with all that it needs, ready to begin or to go on."""
+
+    search: _Search
+    setup: "SearchSetup"
+    resources: "Resources"
+    ledger: "Ledger"
+    ownership: "Ownership"
+    known: "Sequence[KnownTrial]"
+    seconds_before: tuple[float, float]
+    """What the start took, and the pixel store."""
+
+
+def _supervise(supervised: _Supervised, console: Console) -> int | None:
     """Run the search and write its outcome into the manifest.
 
     Returns:
-        The number of completed trials; None after Ctrl-C.
+        The exit status; None when there is something to report.
     """
-    from tune_lung.results.manifest import ended
+    from tune_lung.interrupts import Interrupted, interruptible
     from tune_lung.results.schema import TrialStatus
+    from tune_lung.tuning.recorder import SearchHaltedError
+
+    ledger, root = supervised.ledger, supervised.setup.run_root
+    try:
+        with interruptible():
+            records = _run(supervised, console)
+    except Interrupted as interrupt:
+        _write_end(ledger, "interrupted")
+        _say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        return interrupt.exit_status
+    except SearchHaltedError as error:
+        _write_end(ledger, "failed")
+        sys.stderr.write(f"error: {error}. The log above has its traceback. Mend it, and begin a new run.\n")
+        return 1
+    except NoRoomError:
+        _write_end(ledger, "interrupted")
+        _say(console, f"Stopped. All that was written lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        raise
+    except BaseException:
+        _write_end(ledger, "failed")
+        raise
+    num_useful = sum(record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for record in records)
+    _write_end(ledger, "completed" if num_useful else "failed")
+    return None if num_useful else 1
+
+
+def _run(supervised: _Supervised, console: Console) -> "list[TrialRecord]":
+    from tune_lung.results.reader import read_run
+    from tune_lung.results.schema import TimePart
+    from tune_lung.tuning.resume import earlier_attempts
     from tune_lung.tuning.search_run import run_search
 
+    search, earlier = supervised.search, None
+    if search.resumed is not None:
+        found = read_run(search.root)
+        budget = search.strategy.time_budget_seconds
+        is_time_left = budget is None or supervised.ownership.searched_seconds() < budget
+        earlier = earlier_attempts(found, search.space, search.strategy, supervised.setup, is_time_left=is_time_left)
+        _say(console, _told_of(earlier, found, attempt=supervised.ownership.attempt))
+    start_seconds, store_seconds = supervised.seconds_before
+    return run_search(
+        search.space,
+        search.strategy,
+        supervised.setup,
+        supervised.resources,
+        supervised.ledger,
+        ownership=supervised.ownership,
+        console=console,
+        known=supervised.known,
+        earlier=earlier,
+        trackers=search.options.tracker,
+        before={TimePart.START: start_seconds, TimePart.STORE: store_seconds},
+    )
+
+
+def _told_of(earlier: "EarlierAttempts", found: "Run", *, attempt: int) -> str:
+    """Say what an attempt goes on from."""
+    from tune_lung.results.schema import TrialStatus
+
+    num_open = sum(record.status is TrialStatus.RUNNING for record in earlier.records)
+    lines = [f"Attempt {attempt}: {len(earlier.records) - num_open} trials have ended, {num_open} go on"]
+    if found.damaged:
+        lines.append(f"Damaged and passed over: {', '.join(found.damaged)}; what was in them is done again")
+    return "\n".join(lines)
+
+
+def _write_end(ledger: "Ledger", outcome: "Outcome") -> None:
+    from tune_lung.results.manifest import ended
+
     try:
-        records = run_search(
-            space, strategy, setup, resources, ledger, console=console, known=known, trackers=trackers, before=before
-        )
-    except KeyboardInterrupt:
-        ledger.write_manifest(ended(ledger.read_manifest(), "interrupted"))
-        console.print(
-            f"Stopped. All that was reported lies in {shown_path(setup.run_root)}. Going on where it stopped (--resume)"
-            " is not there yet: start the command again under another --name.",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return None
-    except BaseException:
-        ledger.write_manifest(ended(ledger.read_manifest(), "failed"))
-        raise
-    num_completed = sum(record.status is TrialStatus.COMPLETED for record in records)
-    ledger.write_manifest(ended(ledger.read_manifest(), "completed" if num_completed else "failed"))
-    return num_completed
+        ledger.write_manifest(ended(ledger.read_manifest(), outcome))
+    except OSError:  # a full disk: the run stays `running` in its manifest, and can go on all the same
+        return
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _report(run_root: Path, console: Console) -> None:

@@ -93,6 +93,12 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--time-budget", metavar="TIME", help="start nothing new after it, such as 30m or 8h (default: no limit)")
     group.add_argument("--warm-start", type=Path, metavar="RUN", help="learn from an earlier run's trials, and repeat none")
+    group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run that was stopped; --samples, --repeats, --time-budget and --max-epochs may grow",
+    )
     group.add_argument("--dry-run", action="store_true", help="say what it would try, take and need, and stop")
 
 
@@ -120,6 +126,12 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--address", help="a running Ray cluster, such as auto (default: Ray on this machine alone)")
     group.add_argument("--cpus-per-trial", type=float, metavar="N", help="also a trial's torch threads (default: 1)")
     group.add_argument("--gpus-per-trial", type=float, metavar="N", help="default: 1 where nodes have GPUs, else 0")
+    group.add_argument(
+        "--hang-timeout",
+        default="30m",
+        metavar="TIME",
+        help="a worker that finishes no batch for so long is ended, and its trial tried again (default: %(default)s)",
+    )
     group.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once at most (default: as many as fit)")
 
 
@@ -183,7 +195,7 @@ def strategy_of(options: argparse.Namespace, space: SearchSpace) -> Strategy:
         repeats=options.repeats,
         grace_epochs=options.grace_epochs,
         reduction_factor=options.reduction_factor,
-        time_budget_seconds=None if options.time_budget is None else _seconds_of(options.time_budget),
+        time_budget_seconds=None if options.time_budget is None else seconds_of(options.time_budget),
     )
 
 
@@ -226,8 +238,13 @@ def bytes_of(text: str) -> int:
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
-def _seconds_of(text: str) -> float:
+def seconds_of(text: str, option: str = "--time-budget") -> float:
+    """Read a time such as `30m`.
+
+    Raises:
+        InputError: It is no time.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip(), re.IGNORECASE)
     if not found:
-        raise InputError(f"--time-budget {text}: write a number and a unit, such as 90s, 30m, 8h or 2d.")
+        raise InputError(f"{option} {text}: write a number and a unit, such as 90s, 30m, 8h or 2d.")
     return float(found[1]) * _SECONDS_BY_UNIT[found[2].lower()]

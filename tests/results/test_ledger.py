@@ -50,8 +50,19 @@ def test_a_folder_without_manifest_is_no_run(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff"])
 def test_a_damaged_manifest_is_one_clear_error(ledger, text):
     ledger.paths.manifest.write_bytes(text.encode("latin-1"))
+    ledger.paths.manifest_copy.unlink()
     with pytest.raises(InputError, match=r"run\.json of .* (cannot be read|was not written)"):
         ledger.read_manifest()
+
+
+@pytest.mark.parametrize("where", [10, 40, -20])
+def test_a_flipped_byte_in_the_manifest_is_noticed_and_its_copy_read(ledger, where, caplog):
+    whole = ledger.read_manifest()
+    content = bytearray(ledger.paths.manifest.read_bytes())
+    content[where] ^= 1
+    ledger.paths.manifest.write_bytes(content)
+    assert ledger.read_manifest() == whole
+    assert "run.json is damaged; its copy is used." in caplog.text
 
 
 def test_the_manifest_is_json_without_nan(ledger):

@@ -13,8 +13,8 @@ EXPECTED = {
         trial_id point_id cell repeat model channels kernel_sizes padding depth base_channels channel_growth first_kernel_size
         frozen_blocks weights batch_size learning_rate optimizer weight_decay learning_rate_schedule label_smoothing
         batch_sampling input augmentation max_epochs patience precision weights_name weights_sha256 trial_seed status stop_reason
-        failure attempts epochs_run best_epoch selection_score val_loss val_macro_recall val_micro_recall test_macro_recall
-        test_micro_recall total_params trainable_params mult_adds epoch_seconds_mean prefix_seconds prefix_cached cpus gpus
+        failure failure_kind attempts proposed_order ended_order epochs_run best_epoch selection_score val_loss val_macro_recall
+        val_micro_recall test_macro_recall test_micro_recall total_params trainable_params mult_adds epoch_seconds_mean prefix_seconds prefix_cached cpus gpus
         concurrent_trials device
     """,
     "epochs": """
@@ -48,7 +48,7 @@ def test_lists_and_seeds_have_their_types():
 @pytest.mark.parametrize("table", TABLES)
 def test_every_column_says_what_it_means_and_every_table_its_version(table):
     schema = table_schema(table, CLASSES)
-    assert schema.metadata == {b"tune_lung_schema_version": b"1"}
+    assert schema.metadata == {b"tune_lung_schema_version": b"2"}
     assert all(meaning.endswith(".") for meaning in column_meanings(schema).values())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError, load, save
+from tune_lung.training.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError, Resumable, load, save
 
 CHECKPOINT = Checkpoint(
     tensors={"network.w": torch.arange(6.0).view(2, 3), "optimizer.0.step": torch.tensor(3.0)}, state={"epoch": 3}
@@ -42,13 +42,15 @@ def test_a_cut_file_is_noticed(tmp_path: Path, size: int) -> None:
 def test_the_state_before_last_is_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for epoch in (1, 2, 3):
-        checkpoints.save_last(Checkpoint(tensors=CHECKPOINT.tensors, state={"epoch": epoch}))
+        checkpoints.save_best(Checkpoint(tensors=CHECKPOINT.tensors, state={"epoch": epoch}))
+        checkpoints.save_last(Checkpoint(tensors=CHECKPOINT.tensors, state={"epoch": epoch, "best_epoch": epoch}))
     assert (load(checkpoints.last).state["epoch"], load(checkpoints.previous).state["epoch"]) == (3, 2)
     checkpoints.last.unlink()
     newest = checkpoints.newest()
-    assert newest is not None
-    assert newest.state["epoch"] == 2
+    assert newest.state is not None
+    assert newest.best is not None
+    assert (newest.state.state["epoch"], newest.best.state["epoch"]) == (2, 2)
 
 
 def test_there_is_nothing_to_go_on_from_in_an_empty_folder(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path).newest() is None
+    assert Checkpoints(tmp_path).newest() == Resumable()

@@ -8,7 +8,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -51,6 +50,8 @@ def frozen_job(make_job: MakeJob) -> Callable[..., TrainingJob]:
 def trained(job: TrainingJob, directory: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """Every number of every epoch that is no time, and the kept network."""
     results = [vars(result) for result in fit(job, Checkpoints(directory))]
+    for result in results:
+        result["kept_logits_NK"] = None if result["kept_logits_NK"] is None else result["kept_logits_NK"].tolist()
     numbers = [{name: value for name, value in result.items() if not name.endswith(("seconds", "second"))} for result in results]
     return numbers, load(Checkpoints(directory).best).part("network")
 
@@ -65,7 +66,6 @@ def test_features_give_every_epoch_and_weight_bit_for_bit(
         cached_numbers, cached_network = trained(replace(job, cache=cache), tmp_path / "cached")
     numbers, network = trained(job, tmp_path / "uncached")
     for cached, plain in zip(cached_numbers, numbers, strict=True):
-        assert torch.equal(cached.pop("val_logits_NK"), plain.pop("val_logits_NK"))
         assert cached == plain
     assert cached_network.keys() == network.keys()
     assert all(torch.equal(cached_network[name], network[name]) for name in network)
@@ -148,7 +148,6 @@ def test_damaged_features_are_computed_again(frozen_job: MakeJob, tmp_path: Path
     path.write_bytes(path.read_bytes()[:-1])
     with Cache.open(tmp_path / "cache") as cache:
         second, _ = trained(replace(job, cache=cache), tmp_path / "second")
-    assert np.array_equal(first[-1].pop("val_logits_NK"), second[-1].pop("val_logits_NK"))
     assert first[-1] == second[-1]
     assert path.stat().st_size % 4 == 0
 

@@ -43,6 +43,7 @@ def epoch_result(epoch: int, score: float, **more: Any) -> dict[str, Any]:
         "best_score": score,
         "stop_reason": None,
         "seconds_by_part": {},
+        "damaged_checkpoints": (),
         **numbers,
         **facts,
         **more,
@@ -83,4 +84,5 @@ def recorder(setup: SearchSetup) -> Recorder:
 def trial() -> LooksLikeATrial:
     """A trial of one cell."""
     point = {"model": "resnet18", "frozen_blocks": 2, "weights": "random", "max_epochs": 4}
-    return LooksLikeATrial(trial_id="ray1", config={"cell": "resnet18 frozen_blocks=2", "point": point, "repeat": 0})
+    config = {"cell": "resnet18 frozen_blocks=2", "point": point, "repeat": 0}
+    return LooksLikeATrial(trial_id="ray1", config={**config, "known_epochs": 0, "proposed_order": 1})

@@ -69,11 +69,16 @@ def test_a_trial_that_raised_has_the_last_line_of_its_traceback(
     recorder.on_trial_start(0, [], trial)
     trial.error_file = str(error_file)
     recorder.on_trial_error(0, [], trial)
-    assert only_row(setup)["failure"] == "RuntimeError: no room on the GPU"
+    assert (only_row(setup)["failure_kind"], only_row(setup)["failure"]) == ("bug", "bug: RuntimeError: no room on the GPU")
     assert "Traceback" in caplog.text
 
 
-def test_a_worker_that_died_silently_is_failed_too(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):
-    recorder.on_trial_start(0, [], trial)
-    recorder.on_trial_error(0, [], trial)
-    assert only_row(setup)["failure"] == "The worker died without a word."
+def test_a_worker_that_died_silently_is_lost_and_its_trial_tried_again(
+    recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial
+):
+    for number in (1, 2, 3):
+        again = LooksLikeATrial(trial_id=f"ray{number}", config=trial.config)
+        recorder.on_trial_start(0, [], again)
+        recorder.on_trial_error(0, [], again)
+        assert (only_row(setup)["status"], only_row(setup)["attempts"]) == ("running" if number < 3 else "failed", number)
+    assert only_row(setup)["failure"] == "lost_worker: its worker's process died"

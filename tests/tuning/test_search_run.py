@@ -2,8 +2,8 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,9 @@ SPACE = SearchSpace(arms=(Arm(model="cnn", max_epochs=MAX_EPOCHS, batch_size=Cho
 class ScriptedTrial(tune.Trainable):
     """Reports a known curve as LungTrial would; an empty one raises."""
 
-    def setup(self, config: dict[str, Any], setup: SearchSetup | None = None) -> None:  # noqa: ARG002 - scripted
+    def setup(self, config: dict[str, Any], setup: SearchSetup | None = None) -> None:
+        assert setup is not None
+        self._is_out_of_time = setup.is_out_of_time
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -68,6 +70,8 @@ class ScriptedTrial(tune.Trainable):
             self._best = (self._told, score)
         ends = self._told == len(curve)
         reason = ("patience" if self._name in PATIENCE else "max_epochs") if ends and np.isfinite(score) else None
+        if not reason and self._is_out_of_time():
+            ends, reason = True, "time"
         best = {"best_epoch": self._best[0], "best_score": self._best[1]}
         return epoch_result(self._told, score, stop_reason=reason, done=ends, **best)
 
@@ -75,7 +79,15 @@ class ScriptedTrial(tune.Trainable):
 class Searched:
     """One finished search over the scripted trials."""
 
-    def __init__(self, root: Path, *, space: SearchSpace = SPACE, max_concurrent: int = 1, **choices: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        space: SearchSpace = SPACE,
+        max_concurrent: int = 1,
+        searched_seconds: Callable[[], float] | None = None,
+        **choices: Any,
+    ) -> None:
         run = RunConfig(image_size=64)
         data = DataRequest(root=None, run=run, cache_root=root / "cache", cache_size_bytes=0)
         setup = SearchSetup(
@@ -87,6 +99,7 @@ class Searched:
             weights={},
             cpus_per_trial=1,
             gpus_per_trial=0,
+            has_time_budget=searched_seconds is not None,
         )
         strategy = Strategy.for_space(space, sampler="exhaustive", **choices)
         facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={})
@@ -96,7 +109,18 @@ class Searched:
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent)
         recorder = Recorder(Ledger.create(setup.run_root, manifest), setup, resources)
         studies = Studies(space, strategy, seed=0)
-        train(space, strategy, studies, setup, resources, recorder, trainable=ScriptedTrial)
+        if searched_seconds is not None:
+            setup.run_root.joinpath(".owner.json").write_text('{"attempt": 1, "pid": 1, "is_out_of_time": true}')
+        train(
+            space,
+            strategy,
+            studies,
+            setup,
+            resources,
+            recorder,
+            trainable=ScriptedTrial,
+            searched_seconds=searched_seconds,
+        )
         self.study = studies.studies[0]
         self.trials = pd.read_parquet(setup.run_root / "trials").set_index("batch_size")
         self.epochs = pd.read_parquet(setup.run_root / "epochs")
@@ -150,7 +174,7 @@ def test_a_value_that_is_not_finite_reaches_neither_rungs_nor_sampler(searched: 
 
 
 def test_a_trial_that_raises_is_failed_and_the_search_goes_on(searched: Searched) -> None:
-    assert searched.trials.loc[17, "failure"] == "RuntimeError: scripted to fail"
+    assert searched.trials.loc[17, "failure"] == "bug: RuntimeError: scripted to fail"
     assert searched.told(17) == (TrialState.FAIL, None)
 
 
@@ -190,9 +214,8 @@ def test_repeats_are_rows_with_seeds_of_their_own_and_one_value_for_the_sampler(
     assert searched.told(10) == (TrialState.COMPLETE, pytest.approx(0.81))
 
 
-def test_a_spent_time_budget_ends_the_running_trial_and_starts_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = itertools.chain([0.0, 0.0], itertools.repeat(61.0))  # the start, the first proposal, and then over a minute
-    monkeypatch.setattr("tune_lung.tuning.sampler.time", SimpleNamespace(monotonic=lambda: next(moments)))
-    searched = Searched(tmp_path, time_budget_seconds=60.0)
+def test_a_spent_time_budget_ends_the_running_trial_and_starts_no_other(tmp_path: Path) -> None:
+    moments = itertools.chain([0.0], itertools.repeat(61.0))  # the first proposal, and then over a minute
+    searched = Searched(tmp_path, time_budget_seconds=60.0, searched_seconds=lambda: next(moments))
     assert searched.trials[["status", "stop_reason", "epochs_run"]].to_numpy().tolist() == [["stopped", "time", 1]]
     assert [trial.state for trial in searched.study.trials] == [TrialState.PRUNED]

@@ -13,7 +13,13 @@ from tune_lung.tuning import trainable
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.trainable import LungTrial
 
-CONFIG = {"cell": "cnn", "point": {"model": "cnn", "padding": "same", "max_epochs": 9}, "repeat": 0}
+CONFIG = {
+    "cell": "cnn",
+    "point": {"model": "cnn", "padding": "same", "max_epochs": 9},
+    "repeat": 0,
+    "known_epochs": 0,
+    "proposed_order": 1,
+}
 Begin = Callable[..., LungTrial]
 
 
@@ -33,7 +39,7 @@ def epoch(number: int, *, seconds: float, best_epoch: int, stop_reason: Any = No
         best_score=0.5,
         stop_reason=stop_reason,
         prefix_seconds=None,
-        val_logits_NK=torch.full((1, 2), float(number)),
+        kept_logits_NK=torch.full((1, 2), float(number)) if number == best_epoch else None,
         seconds_by_part={},
     )
 
@@ -65,8 +71,8 @@ def begin(setup: SearchSetup, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin
                 self.written: list[float] = []
                 super().setup(config, replace(bound, judged_epochs=judged_epochs))
 
-            def _write_validation_predictions(self, result: EpochResult) -> None:
-                self.written.append(result.val_logits_NK[0, 0].item())
+            def _write_validation_predictions(self, logits_NK: torch.Tensor) -> None:
+                self.written.append(logits_NK[0, 0].item())
 
         bound = setup
         monkeypatch.setattr(trainable, "fit", scripted)
@@ -110,10 +116,10 @@ def test_a_report_has_every_epochs_row_and_no_number_beside_them(begin: Begin):
     assert report.keys() == {"epochs", "done"}
     assert [row["epoch_seconds"] for row in report["epochs"]] == [0.01, 0.02, 0.03]
     assert [row["stop_reason"] for row in report["epochs"]] == [None, None, "max_epochs"]
-    assert all("val_logits_NK" not in row for row in report["epochs"])
+    assert all("kept_logits_NK" not in row for row in report["epochs"])
 
 
-@pytest.mark.parametrize(("best_epoch", "written"), [(1, [1.0]), (3, [3.0]), (5, [3.0, 5.0])])
+@pytest.mark.parametrize(("best_epoch", "written"), [(1, [1.0]), (3, [1.0, 3.0]), (5, [3.0, 5.0])])
 def test_of_a_report_only_the_best_epochs_predictions_are_written(begin: Begin, best_epoch: int, written: list[float]):
     trial = begin([0.2] * 6, best_epoch=best_epoch)
     reports_of(trial)

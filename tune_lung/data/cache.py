@@ -5,33 +5,35 @@ builds it while others wait. An entry in use is held by a lock file that the sys
 entry that nobody holds is removed, least recently used first, when the cache is over its size.
 """
 
-import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import platformdirs
 from filelock import FileLock, Timeout
 
-from tune_lung.errors import InputError
-from tune_lung.files import sha256_of_file, write_text_whole
+from tune_lung.errors import InputError, NoRoomError, is_no_room
+from tune_lung.files import DamagedFileError, read_json_with_digest, sha256_of_file, write_json_with_digest
 
 DEFAULT_SIZE_BYTES = 20 * 10**9
+_DIGESTS = ".digests.json"
+"""The file of an entry that has the SHA-256 of each other one."""
 _SETTLED_NS = 2 * 10**9
 """Age from which a file's time of change can be trusted: a younger one may change again within the clock's step."""
 
 
-class NoRoomError(InputError):
-    """The disk is full."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -93,7 +95,9 @@ class Cache:
         folder = self.root / kind / key
         self._hold(folder)
         with FileLock(self._lock_path(folder)):
-            if not _is_whole(folder, check):
+            if not (_is_whole(folder, check) and _is_as_built(folder)):
+                if folder.exists():
+                    _log.warning("An entry of the cache (%s) is damaged, or of another version: it is built again.", kind)
                 self._build(folder, build)
             os.utime(folder)  # the time of last use
         self.make_room()
@@ -159,9 +163,10 @@ class Cache:
         try:
             temporary.mkdir(parents=True)
             build(temporary)
+            write_json_with_digest(temporary / _DIGESTS, _digests_of(temporary))
             temporary.replace(folder)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_no_room(error):
                 raise NoRoomError(
                     f"No room left for the cache in {self.root}. Free some, or give a folder with --cache."
                 ) from error
@@ -217,15 +222,15 @@ class Digests:
         if new:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
             settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
-            write_text_whole(self.path, json.dumps(remembered | settled))
+            write_json_with_digest(self.path, {"files": remembered | settled})
         return {name: known[name] for name in files}
 
     def _load(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            files: dict[str, Any] = read_json_with_digest(self.path)["files"]
+        except (OSError, DamagedFileError, KeyError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return files
 
 
 def num_workers() -> int:
@@ -292,6 +297,28 @@ def _is_whole(folder: Path, check: Callable[[Path], object]) -> bool:
     except InputError:
         return False
     return True
+
+
+def _digests_of(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _DIGESTS)
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+
+
+def _is_as_built(folder: Path) -> bool:
+    """Whether an entry's files are, byte for byte, those that were built; looked at once in a process, and after a change."""
+    try:
+        stamp = tuple((path.name, *(_stamp(path) or ())) for path in sorted(folder.rglob("*")) if path.is_file())
+        return _has_its_digests(folder, stamp)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _has_its_digests(folder: Path, stamp: Hashable) -> bool:  # noqa: ARG001 - the answer belongs to these sizes and times
+    try:
+        return read_json_with_digest(folder / _DIGESTS) == _digests_of(folder)
+    except (OSError, DamagedFileError):
+        return False
 
 
 def _is_locked(path: Path) -> bool:

@@ -23,6 +23,26 @@ class RunPaths:
         return self.root / "run.json"
 
     @property
+    def manifest_copy(self) -> Path:
+        """The manifest once more, for when its file is damaged."""
+        return self.root / ".run.json.copy"
+
+    @property
+    def ownership(self) -> Path:
+        """Who writes the run now: see `tune_lung.results.ownership`."""
+        return self.root / ".owner.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the run's driver keeps locked."""
+        return self.root / ".lock"
+
+    @property
+    def lessons(self) -> Path:
+        """What the search was taught of an earlier run, so that it can go on without that one."""
+        return self.root / "warm_start.json"
+
+    @property
     def figures(self) -> Path:
         """The folder of figures."""
         return self.root / "figures"

@@ -5,7 +5,7 @@ writes. The tables that grow with every trial and epoch lie in parts that a few 
 predictions and explanations, many rows each, in a part per trial.
 """
 
-import json
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,12 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_lung.errors import InputError
-from tune_lung.files import write_text_whole
+from tune_lung.files import DamagedFileError, read_json_with_digest, write_json_with_digest
 from tune_lung.results.layout import TABLES, RunPaths
-from tune_lung.results.parts import SharedParts, write_part
+from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
+
+_log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 """Values by column name; a missing column is null."""
@@ -80,7 +82,8 @@ class Ledger:
         Args:
             manifest: JSON values only; no host name, no absolute path.
         """
-        write_text_whole(self.paths.manifest, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+        for path in (self.paths.manifest, self.paths.manifest_copy):
+            write_json_with_digest(path, manifest)
 
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest.
@@ -136,6 +139,21 @@ class Ledger:
         """
         self._write_frame("predictions", trial_id, predictions.assign(trial_id=trial_id))
 
+    def has_predictions(self, trial_id: str) -> bool:
+        """Whether a trial's predictions on test are there and whole."""
+        return self._is_whole("predictions", trial_id)
+
+    def has_images(self) -> bool:
+        """Whether the table of images is there and whole."""
+        return self._is_whole("images", "images")
+
+    def _is_whole(self, table: str, part: str) -> bool:
+        try:
+            read_part(self.paths.part(table, part), self._schema(table))
+        except (DamagedPartError, OSError):
+            return False
+        return True
+
     def write_validation_predictions(self, trial_id: str, predictions: pd.DataFrame) -> None:
         """Replace one trial's predictions on validation at its kept epoch; columns as in `write_predictions`."""
         self._write_frame("validation_predictions", trial_id, predictions.assign(trial_id=trial_id))
@@ -162,20 +180,45 @@ class Ledger:
         return table_schema(table, self.classes)
 
 
-def read_manifest(paths: RunPaths) -> dict[str, Any]:
-    """Read a run's manifest.
+def read_manifest(paths: RunPaths, damaged: list[str] | None = None) -> dict[str, Any]:
+    """Read a run's manifest, its digest verified; from its copy where its own file is damaged.
+
+    Args:
+        paths: The run's paths.
+        damaged: Takes the name of the file that was passed over; None logs it.
 
     Raises:
-        InputError: The folder is no run, or its manifest is damaged.
+        InputError: The folder is no run, or its manifest and the copy are damaged.
     """
     try:
-        manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"'{paths.root}' is no run: it holds no run.json. Give a folder that tune_lung.search wrote.") from None
+        return _verified(paths.manifest)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = InputError(f"'{paths.root}' is no run: it holds no run.json. Give a folder that tune_lung.search wrote.")
+        problem.__cause__ = error
     except (ValueError, OSError) as error:
-        raise InputError(f"The run.json of '{paths.root}' cannot be read ({type(error).__name__}).") from error
-    if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise InputError(f"The run.json of '{paths.root}' was not written by tune_lung.search.")
+        problem = InputError(f"The run.json of '{paths.root}' cannot be read ({type(error).__name__}).")
+        problem.__cause__ = error
+    try:
+        manifest = _verified(paths.manifest_copy)
+    except (ValueError, OSError):
+        raise problem from problem.__cause__
+    if damaged is None:
+        _log.warning("run.json is damaged; its copy is used.")
+    else:
+        damaged.append(paths.manifest.name)
+    return manifest
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """Read one file of the manifest.
+
+    Raises:
+        ValueError: It is not what was written.
+        OSError: It is not there, or the disk does not give it.
+    """
+    manifest = read_json_with_digest(path)
+    if "schema_version" not in manifest:
+        raise DamagedFileError(f"{path.name} was not written by tune_lung.search.")
     return manifest
 
 

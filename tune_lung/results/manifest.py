@@ -60,7 +60,6 @@ def new_manifest(
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
-        "command": [_without_folder(argument) for argument in arguments],
         "space": space.as_json(),
         "space_sha256": space.sha256(),
         "strategy": {**strategy.as_json(), "sampler_options": dict(sampler_options)},
@@ -75,13 +74,45 @@ def new_manifest(
             "counts": dict(data.counts),
         },
         "weights": {model: dict(source) for model, source in weights.items()},
-        "attempt": 1,
+        **_beginning(1, arguments),
+        "earlier_attempts": [],
+        "test_openings": [],
+    }
+
+
+def resumed(
+    manifest: Mapping[str, Any], *, attempt: int, arguments: Sequence[str], space: SearchSpace, strategy: Strategy
+) -> dict[str, Any]:
+    """Return the manifest of a run that goes on now; what it said of the attempt before is kept in `earlier_attempts`.
+
+    Args:
+        manifest: As the attempt before left it.
+        attempt: The number of the new one.
+        arguments: The command line that resumes it.
+        space: What is tried: the same but for a larger budget.
+        strategy: How it is searched: the same but for more samples, repeats or time.
+    """
+    before = {name: manifest[name] for name in _beginning(1, ())}
+    grown = {
+        "schema_version": SCHEMA_VERSION,
+        "space": space.as_json(),
+        "space_sha256": space.sha256(),
+        "strategy": {**manifest["strategy"], **strategy.as_json()},
+    }
+    earlier = [*manifest.get("earlier_attempts", ()), before]
+    return {**manifest, **grown, **_beginning(attempt, arguments), "earlier_attempts": earlier}
+
+
+def _beginning(attempt: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """Say what belongs to one attempt."""
+    return {
+        "command": [_without_folder(argument) for argument in arguments],
+        "attempt": attempt,
         "versions": _versions(),
         "git_commit": _git_commit(),
         "started_utc": utc_now(),
         "ended_utc": None,
         "status": "running",
-        "test_openings": [],
     }
 
 

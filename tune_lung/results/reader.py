@@ -76,13 +76,13 @@ def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:
         InputError: The folder is no run, its manifest is damaged, or a newer version wrote it.
     """
     paths = RunPaths(Path(root))
-    manifest = read_manifest(paths)
+    damaged: list[str] = []
+    manifest = read_manifest(paths, damaged)
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise InputError(
             f"'{root}' was written by a newer tune_lung (tables of version {manifest['schema_version']}, this one reads up to"
             f" {SCHEMA_VERSION}). Update tune_lung."
         )
-    damaged: list[str] = []
     classes = manifest["data"]["classes"]
     tables = {name: _read_table(name, paths.parts(name) if name in only else [], classes, damaged) for name in TABLES}
     return Run(paths=paths, manifest=manifest, damaged=tuple(damaged), **tables)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tune_lung.config import FIELD_TYPES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of all tables and of the manifest."""
 
 
@@ -33,6 +33,25 @@ class StopReason(StrEnum):
     MEDIAN = "median"
     TIME = "time"
     FAILURE = "failure"
+
+
+class FailureKind(StrEnum):
+    """What sort of failure ended a trial, or one of its attempts."""
+
+    DIVERGED = "diverged"
+    """A loss or a score was not finite."""
+    BAD_DATA = "bad_data"
+    """A node has other images than the driver, or a damaged pixel store."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The device's memory, or the node's, was too small."""
+    LOST_WORKER = "lost_worker"
+    """The worker's process died."""
+    LOST_NODE = "lost_node"
+    """The worker's node went away."""
+    HUNG = "hung"
+    """Nothing moved for longer than `--hang-timeout`."""
+    BUG = "bug"
+    """Anything else."""
 
 
 class Verdict(StrEnum):
@@ -89,7 +108,12 @@ _TRIALS = (
     _column("status", _TEXT, "running, completed, stopped (by the scheduler) or failed."),
     _column("stop_reason", _TEXT, "patience, max_epochs, asha, median, time or failure; null while running."),
     _column("failure", _TEXT, "One line on why the trial failed; null otherwise."),
+    _column(
+        "failure_kind", _TEXT, "diverged, bad_data, out_of_memory, lost_worker, lost_node, hung or bug; null unless it failed."
+    ),
     _column("attempts", _COUNT, "How often the trial was started."),
+    _column("proposed_order", _LARGE, "Place of its proposal among all proposals and ends of trials of the run, from 1."),
+    _column("ended_order", _LARGE, "Place of its end among the same; null while running."),
     _column("epochs_run", _COUNT, "Epochs trained."),
     _column("best_epoch", _COUNT, "Epoch, from 1, whose checkpoint was kept."),
     _column("selection_score", _NUMBER, "The kept epoch's score on validation: it alone ranks trials."),
@@ -173,6 +197,7 @@ _FIXED_TABLES = {
 ALLOWED_WORDS: dict[str, type[StrEnum]] = {
     "status": TrialStatus,
     "stop_reason": StopReason,
+    "failure_kind": FailureKind,
     "verdict": Verdict,
     "part": TimePart,
 }

@@ -1,13 +1,18 @@
 """A trial's checkpoints: safetensors files that carry their own digest.
 
-`best` holds what training changed of the network by the best epoch, frozen parameters left out; `last` also the optimizer
-and the counters, so that training can go on; `previous` is the `last` before it. Nothing here unpickles.
+`best` holds what training changed of the network by the best epoch, frozen parameters left out, and its answers for the
+validation images; `last` also the optimizer, the counters and every epoch's numbers, so that training can go on; `previous`
+is the `last` before it, and `previous_best` the `best` that belongs to it where that is another. Nothing here unpickles.
+
+`best` and `last` are written one after the other, so a kill between them leaves a `best` that is ahead of `last`, and a
+damaged `last` one that is ahead of `previous`. A state to go on from names the epoch of its best; it counts only together
+with a `best` of that epoch.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +42,28 @@ class Checkpoint:
         return {name.removeprefix(f"{prefix}."): tensor for name, tensor in self.tensors.items() if name.startswith(f"{prefix}.")}
 
 
+def _anyone_may_write() -> None:
+    """Let everybody write."""
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The folder of one trial's checkpoints."""
 
     directory: Path
+    """Where they lie."""
+    check_writer: Callable[[], None] = field(default=_anyone_may_write, compare=False)
+    """Raises when this process must not write here any more; called before each file."""
 
     @property
     def best(self) -> Path:
         """The network of the best epoch."""
         return self.directory / "best.safetensors"
+
+    @property
+    def previous_best(self) -> Path:
+        """The best one before it."""
+        return self.directory / "previous_best.safetensors"
 
     @property
     def last(self) -> Path:
@@ -59,31 +76,77 @@ class Checkpoints:
         return self.directory / "previous.safetensors"
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Replace the best epoch's file."""
-        save(self.best, checkpoint)
+        """Replace the best epoch's file; its state has the `epoch`."""
+        self._save(self.best, self.previous_best, checkpoint)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
-        """Make `last` the previous one and write a new `last`."""
-        if self.last.exists():
-            self.last.replace(self.previous)
-        save(self.last, checkpoint)
+        """Make `last` the previous one and write a new `last`; its state has `epoch` and `best_epoch`."""
+        self._save(self.last, self.previous, checkpoint)
 
-    def newest(self) -> Checkpoint | None:
-        """Load the newest good state to go on from; a damaged or missing `last` falls back to `previous`."""
+    def newest(self) -> "Resumable":
+        """Load the newest good state to go on from, and the best that belongs to it.
+
+        A damaged or missing `last` falls back to `previous`; the best is put back where another took its place since.
+        """
+        damaged: list[str] = []
         for path in (self.last, self.previous):
-            try:
-                return load(path)
-            except (FileNotFoundError, DamagedCheckpointError):
-                continue
+            state = _load_if_good(path, damaged)
+            best = None if state is None else self._best_of(int(state.state["best_epoch"]), damaged)
+            if state is not None and best is not None:
+                return Resumable(state=state, best=best, damaged=tuple(dict.fromkeys(damaged)))
+        return Resumable(damaged=tuple(dict.fromkeys(damaged)))
+
+    def _best_of(self, epoch: int, damaged: list[str]) -> Checkpoint | None:
+        for path in (self.best, self.previous_best):
+            found = _load_if_good(path, damaged)
+            if found is not None and found.state["epoch"] == epoch:
+                if path == self.previous_best:
+                    self.check_writer()
+                    path.replace(self.best)
+                return found
+        return None
+
+    def _save(self, path: Path, previous: Path, checkpoint: Checkpoint) -> None:
+        self.check_writer()
+        save(path, checkpoint, previous=previous)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable:
+    """What a trial can go on from."""
+
+    state: Checkpoint | None = None
+    """Network, optimizer, counters; None where training begins anew."""
+    best: Checkpoint | None = None
+    """The best epoch's network by then; None with the state."""
+    damaged: tuple[str, ...] = ()
+    """Checkpoints that were passed over, such as `last`."""
+
+
+def _load_if_good(path: Path, damaged: list[str]) -> Checkpoint | None:
+    try:
+        return load(path)
+    except FileNotFoundError:
+        return None
+    except DamagedCheckpointError:
+        damaged.append(path.stem)
         return None
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint whole, with a digest of its content in the header."""
+def save(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
+    """Write a checkpoint whole, with a digest of its content in the header.
+
+    Args:
+        path: The file.
+        checkpoint: What it holds.
+        previous: Takes what the file held before, once the new content is on the disk; None keeps nothing of it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(dict(checkpoint.state), sort_keys=True)
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"state": state, "sha256": _digest(tensors, state)})
+        if previous is not None and path.exists():
+            path.replace(previous)
 
 
 def load(path: Path) -> Checkpoint:

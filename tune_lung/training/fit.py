@@ -5,9 +5,9 @@ Shapes: N images, K classes.
 
 import math
 import time
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,13 @@ SECONDS_BETWEEN_LAST = 30.0
 _SGD_MOMENTUM = 0.9
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 """Numbers that each optimizer keeps for every number it trains."""
+
+TrialEnd: TypeAlias = Literal["patience", "max_epochs", "time"]
+"""Why a trial ends by itself."""
+
+_VALIDATION_LOGITS = "validation.logits"
+_ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints")
+"""What a result tells once; all else of it is kept with the state to go on from, and told again after a kill."""
 
 
 class DivergedError(Exception):
@@ -70,32 +77,50 @@ class EpochResult:
     """Best epoch so far."""
     best_score: float
     """Its selection score."""
-    stop_reason: Literal["patience", "max_epochs"] | None
+    stop_reason: TrialEnd | None
     """Why the trial ends with this epoch; None when it goes on."""
     prefix_seconds: float | None
     """What computing the frozen prefix's features took, once; None where they were not kept."""
-    val_logits_NK: Tensor
-    """The network's answers for the validation images."""
+    kept_logits_NK: Tensor | None
+    """The best network's answers for the validation images, where its checkpoint was written, or found, since the result
+    before; else None."""
     seconds_by_part: dict[TimePart, float]
     """Where the time since the result before went; empty without a stopwatch."""
+    damaged_checkpoints: tuple[str, ...] = ()
+    """Checkpoints that were passed over when the trial went on, such as `last`; told with its first result."""
 
-    @property
-    def is_best(self) -> bool:
-        """Whether this epoch is the best so far."""
-        return self.epoch == self.best_epoch
+
+def _never() -> bool:
+    """Say no."""
+    return False
+
+
+def _unheard() -> None:
+    """Tell nobody."""
 
 
 def fit(
-    job: TrainingJob, checkpoints: Checkpoints, *, rungs: Container[int] = (), stopwatch: Stopwatch | None = None
+    job: TrainingJob,
+    checkpoints: Checkpoints,
+    *,
+    rungs: Container[int] = (),
+    known_epochs: int = 0,
+    is_out_of_time: Callable[[], bool] = _never,
+    note_progress: Callable[[], None] = _unheard,
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[EpochResult]:
     """Train a trial to its early stop, from its newest checkpoint where there is one.
 
-    The best epoch's network is saved at once; the state to go on from at rungs, at the end and at most every 30 s.
+    The best epoch's network and the state to go on from are saved together: at rungs, at the end and at most every 30 s.
 
     Args:
         job: The trial.
         checkpoints: Its folder.
         rungs: Epochs at which trials are compared.
+        known_epochs: Epochs whose results the caller has from before a kill. Of those that the checkpoint knows beside them
+            the results are given again, and those that it does not know are trained again.
+        is_out_of_time: Asked after each epoch; the trial ends with the first one that it says yes to.
+        note_progress: Called after each batch of training.
         stopwatch: Takes the time of each part; None takes none.
 
     Yields:
@@ -107,26 +132,27 @@ def fit(
     stopwatch = stopwatch or StoppedStopwatch()
     with stopwatch.measure(TimePart.START):
         state = _start_or_resume(job, checkpoints)
+    for result in _results_again(state, job.trial, known_epochs):
+        yield result
+        if result.stop_reason:
+            return
     with stopwatch.measure(TimePart.PREFIX):
         inputs = open_inputs(job, state.network, is_resumed=state.epochs_done > 0)
     saved_at = time.monotonic()
     for epoch in range(state.epochs_done + 1, job.trial.max_epochs + 1):
         learning_rate = _set_learning_rate(state.optimizer, job.trial, epoch)
         started = time.perf_counter()
-        train_loss = _train_epoch(job, inputs, state.optimizer, epoch, stopwatch)
+        train_loss = _train_epoch(job, inputs, state.optimizer, epoch, note_progress, stopwatch)
         trained = time.perf_counter()
         with stopwatch.measure(TimePart.EVALUATION):
             validation = _validate(job, inputs, epoch)
         validated = time.perf_counter()
 
-        with stopwatch.measure(TimePart.CHECKPOINT):
-            if state.stopping.is_best(epoch, validation.score):
-                checkpoints.save_best(_answering(state.network, epoch, validation.score))
-            stop_reason = _stop_reason(job.trial, state.stopping, epoch)
-            if stop_reason or epoch in rungs or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
-                checkpoints.save_last(_snapshot(state, epoch))
-                saved_at = time.monotonic()
-        yield EpochResult(
+        if state.stopping.is_best(epoch, validation.score):
+            with stopwatch.measure(TimePart.CHECKPOINT):
+                state.unsaved_best = _answering(state.network, epoch, validation)
+        stop_reason = _stop_reason(job.trial, state.stopping, epoch) or ("time" if is_out_of_time() else None)
+        result = EpochResult(
             epoch=epoch,
             train_loss=train_loss,
             val_loss=validation.loss,
@@ -140,9 +166,17 @@ def fit(
             best_score=state.stopping.best_score,
             stop_reason=stop_reason,
             prefix_seconds=inputs.prefix_seconds,
-            val_logits_NK=validation.logits_NK,
-            seconds_by_part=stopwatch.take(),
+            kept_logits_NK=state.take_found_logits(),
+            seconds_by_part={},
+            damaged_checkpoints=state.take_damaged(),
         )
+        state.history.append({name: value for name, value in vars(result).items() if name not in _ONCE})
+        if stop_reason or epoch in rungs or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
+            with stopwatch.measure(TimePart.CHECKPOINT):
+                kept = _save(state, checkpoints, epoch)
+            result = result if kept is None else replace(result, kept_logits_NK=kept)
+            saved_at = time.monotonic()
+        yield replace(result, seconds_by_part=stopwatch.take())
         if stop_reason:
             return
 
@@ -155,18 +189,72 @@ class _State:
     optimizer: Optimizer
     stopping: EarlyStopping
     epochs_done: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Every epoch's numbers."""
+    unsaved_best: Checkpoint | None = None
+    """The best epoch's network while its file is not written yet."""
+    found_logits_NK: Tensor | None = None
+    """What the best network of a resumed trial answered, until it is told."""
+    damaged: tuple[str, ...] = ()
+    """Checkpoints that were passed over, until it is told."""
+
+    def take_found_logits(self) -> Tensor | None:
+        """Give the found best network's answers, once."""
+        found, self.found_logits_NK = self.found_logits_NK, None
+        return found
+
+    def take_damaged(self) -> tuple[str, ...]:
+        """Name the checkpoints passed over, once."""
+        damaged, self.damaged = self.damaged, ()
+        return damaged
 
 
 def _start_or_resume(job: TrainingJob, checkpoints: Checkpoints) -> _State:
     network = job.build_network()
     state = _State(network=network, optimizer=_optimizer(job.trial, network), stopping=EarlyStopping(patience=job.trial.patience))
-    checkpoint = checkpoints.newest()
-    if checkpoint is not None:
-        _restore(state, checkpoint)
+    found = checkpoints.newest()
+    state.damaged = found.damaged
+    # A version that kept no history began its trials anew; a checkpoint of its is passed over.
+    if found.state is not None and found.best is not None and "history" in found.state.state:
+        _restore(state, found.state)
+        state.found_logits_NK = found.best.tensors[_VALIDATION_LOGITS]
     return state
 
 
-def _train_epoch(job: TrainingJob, inputs: Inputs, optimizer: Optimizer, epoch: int, stopwatch: Stopwatch) -> float:
+def _results_again(state: _State, trial: TrialConfig, known_epochs: int) -> Iterator[EpochResult]:
+    """Give the results that a checkpoint knows and the caller does not; the last one always, if the trial ends with it."""
+    if not state.epochs_done:
+        return
+    stop_reason = _stop_reason(trial, state.stopping, state.epochs_done)
+    first = min(known_epochs + 1, state.epochs_done) if stop_reason else known_epochs + 1
+    for row in state.history[first - 1 :]:
+        ends = {"stop_reason": stop_reason if row["epoch"] == state.epochs_done else None}
+        once = {"kept_logits_NK": state.take_found_logits(), "damaged_checkpoints": state.take_damaged()}
+        yield EpochResult(**(row | ends | once), seconds_by_part={})
+
+
+def _save(state: _State, checkpoints: Checkpoints, epoch: int) -> Tensor | None:
+    """Save a best network that is not saved yet, then the state that belongs to it.
+
+    Returns:
+        What the saved best network answered for the validation images; None where it was saved before.
+    """
+    best, kept = state.unsaved_best, None
+    if best is not None:
+        checkpoints.save_best(best)
+        kept, state.unsaved_best = best.tensors[_VALIDATION_LOGITS], None
+    checkpoints.save_last(_snapshot(state, epoch))
+    return kept
+
+
+def _train_epoch(
+    job: TrainingJob,
+    inputs: Inputs,
+    optimizer: Optimizer,
+    epoch: int,
+    note_progress: Callable[[], None],
+    stopwatch: Stopwatch,
+) -> float:
     trial, labels_N = job.trial, job.train.labels_N
     loss_of_batch = loss_of(job.run.protocol, label_smoothing=trial.label_smoothing)
     with stopwatch.measure(TimePart.STORE):
@@ -191,6 +279,7 @@ def _train_epoch(job: TrainingJob, inputs: Inputs, optimizer: Optimizer, epoch: 
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.detach())
+        note_progress()
     return _finite(torch.stack(losses).mean().item(), "training", epoch)
 
 
@@ -248,10 +337,10 @@ def _finite(loss: float, which: str, epoch: int) -> float:
     return loss
 
 
-def _stop_reason(trial: TrialConfig, stopping: EarlyStopping, epoch: int) -> Literal["patience", "max_epochs"] | None:
+def _stop_reason(trial: TrialConfig, stopping: EarlyStopping, epoch: int) -> TrialEnd | None:
     if stopping.is_spent(epoch):
         return "patience"
-    return "max_epochs" if epoch == trial.max_epochs else None
+    return "max_epochs" if epoch >= trial.max_epochs else None
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -263,9 +352,11 @@ def _named(prefix: str, network: Network) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in changing_state(network).items()}
 
 
-def _answering(network: Network, epoch: int, score: float) -> Checkpoint:
-    """Keep what answers: the network's part that training changes."""
-    return Checkpoint(tensors=_named("network", network), state={"epoch": epoch, "score": score})
+def _answering(network: Network, epoch: int, validation: _Validation) -> Checkpoint:
+    """Keep what answers: a copy of the network's part that training changes, and its answers."""
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _named("network", network).items()}
+    tensors[_VALIDATION_LOGITS] = validation.logits_NK
+    return Checkpoint(tensors=tensors, state={"epoch": epoch, "score": validation.score})
 
 
 def _snapshot(state: _State, epoch: int) -> Checkpoint:
@@ -273,7 +364,7 @@ def _snapshot(state: _State, epoch: int) -> Checkpoint:
     memory = state.optimizer.state_dict()["state"]
     tensors = {f"optimizer.{index}.{name}": value for index, values in memory.items() for name, value in values.items()}
     counters = {"epoch": epoch, "best_epoch": state.stopping.best_epoch, "best_score": state.stopping.best_score}
-    return Checkpoint(tensors=_named("network", state.network) | tensors, state=counters)
+    return Checkpoint(tensors=_named("network", state.network) | tensors, state={**counters, "history": state.history})
 
 
 def checkpoint_bytes(trial: TrialConfig, network: Network) -> tuple[int, int]:
@@ -299,3 +390,4 @@ def _restore(state: _State, checkpoint: Checkpoint) -> None:
     state.stopping.best_epoch = checkpoint.state["best_epoch"]
     state.stopping.best_score = checkpoint.state["best_score"]
     state.epochs_done = int(checkpoint.state["epoch"])
+    state.history = list(checkpoint.state["history"])

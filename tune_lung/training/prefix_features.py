@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tune_lung.config import Precision, ResNetConfig
-from tune_lung.data.cache import Cache, NoRoomError, content_key
+from tune_lung.data.cache import Cache, content_key
 from tune_lung.data.store import OpenPart, Part
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
 from tune_lung.models.freezing import set_prefix_statistics
 from tune_lung.models.network import Network, build_network, network_outline

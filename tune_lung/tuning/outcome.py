@@ -11,6 +11,9 @@ EPOCHS = "epochs"
 """Every number of the epochs trained since the report before, a row each, in their order. Ray keeps averages of every number
 that stands at the top of a report, 2 KB for each trial and number, so none stands there."""
 
+FAILURE = "failure"
+"""Why a trial diverged, in a report that has no epochs."""
+
 DIED_SILENTLY = "The worker died without a word."
 
 
@@ -22,8 +25,8 @@ def failure_of(result: Mapping[str, Any] | None) -> str | None:
     """
     if not result:
         return DIED_SILENTLY
-    if "failure" in result:
-        return str(result["failure"])
+    if FAILURE in result:
+        return str(result[FAILURE])
     row = last_epoch(result)
     for name in (METRIC, "best_score"):
         if not math.isfinite(row[name]):

@@ -17,8 +17,15 @@ from tune_lung.data.store import PixelStore
 from tune_lung.models.weights import WeightsSource
 from tune_lung.randomness import derive_seed
 from tune_lung.results.layout import RunPaths
+from tune_lung.results.ownership import is_out_of_time, require_attempt
 from tune_lung.training.checkpoints import Checkpoints
 from tune_lung.training.job import TrainingJob
+
+DEFAULT_HANG_SECONDS = 1800.0
+
+
+class OtherImagesError(RuntimeError):
+    """A node sees other images than the driver."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,12 @@ class SearchSetup:
     """Epochs after which trials are compared: each is reported at once, and its state saved."""
     profile: bool = False
     """Whether trials take the time of their parts."""
+    attempt: int = 0
+    """Number of the run's ownership that workers work for; 0 where nobody owns it."""
+    has_time_budget: bool = False
+    """Whether trials ask if the time is spent."""
+    hang_seconds: float = DEFAULT_HANG_SECONDS
+    """Longest time without a finished batch before a worker is given up."""
 
     def plan_trial(self, cell: str, point: Point, repeat: int = 0) -> TrialPlan:
         """Work out identity and seeds of one point; order, worker and attempt play no part.
@@ -158,18 +171,30 @@ class SearchSetup:
         """Open the pixel store on this node, preparing it first where it is missing.
 
         Raises:
-            RuntimeError: This node sees other images than the driver.
+            OtherImagesError: This node sees other images than the driver.
         """
         if self.store.is_dir():
             return PixelStore.open(self.store)
         _, prepared = _prepared_here(self.data)
         if prepared.fingerprint != self.data_fingerprint:
-            raise RuntimeError("This node's image folder differs from the driver's: give every node the same --data.")
+            raise OtherImagesError("This node's image folder differs from the driver's: give every node the same --data.")
         return PixelStore.open(prepared.store)
 
     def checkpoints(self, plan: TrialPlan) -> Checkpoints:
-        """Return a trial's checkpoint folder."""
-        return Checkpoints(RunPaths(self.run_root).checkpoints(plan.trial_id))
+        """Return a trial's checkpoint folder, closed to workers of an earlier attempt."""
+        return Checkpoints(RunPaths(self.run_root).checkpoints(plan.trial_id), self.check_attempt)
+
+    def check_attempt(self) -> None:
+        """Refuse to write for an attempt that another has followed.
+
+        Raises:
+            SupersededError: Another driver owns the run now.
+        """
+        require_attempt(self.run_root, self.attempt)
+
+    def is_out_of_time(self) -> bool:
+        """Whether the driver has announced that the time budget is spent."""
+        return self.has_time_budget and is_out_of_time(self.run_root)
 
     def training_job(
         self, plan: TrialPlan, *, store: PixelStore, device: torch.device, cache: Cache | None = None

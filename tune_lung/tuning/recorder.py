@@ -3,21 +3,33 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from tune_lung.errors import InputError, NoRoomError, is_no_room
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.schema import StopReason, TimePart, TrialStatus
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import DIED_SILENTLY, EPOCHS, failure_of, last_epoch
+from tune_lung.tuning.failures import (
+    FIRST_BUGS_THAT_END_A_SEARCH,
+    MOST_FAILURES,
+    Failure,
+    is_for_lack_of_room,
+    kind_of,
+    line_of,
+    without_paths,
+)
+from tune_lung.tuning.outcome import EPOCHS, failure_of, last_epoch
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
+from tune_lung.tuning.proposals.studies import objective_values
 from tune_lung.tuning.rungs import Decision
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -33,9 +45,13 @@ _EPOCH_COLUMNS = (
     "images_per_second",
     "learning_rate",
 )
-_FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device", "prefix_seconds")
+FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device", "prefix_seconds")
 
 _log = logging.getLogger(__name__)
+
+
+class SearchHaltedError(Exception):
+    """The first trials have all failed with a bug."""
 
 
 @dataclass
@@ -44,16 +60,30 @@ class TrialRecord:
 
     plan: TrialPlan
     """What is trained."""
+    resources: Resources
+    """What it gets, or got."""
     status: TrialStatus = TrialStatus.RUNNING
     """Where it stands."""
     stop_reason: StopReason | None = None
     """What ended it."""
     failure: str | None = None
     """One line on why it failed."""
+    failure_kind: FailureKind | None = None
+    """What sort of failure that was."""
+    attempts: int = 1
+    """How often it was started."""
+    failures: Counter[FailureKind] = field(default_factory=Counter)
+    """Failed attempts by kind, since the search began or went on."""
+    proposed_order: int = 0
+    """Place of its proposal among all proposals and ends."""
+    ended_order: int | None = None
+    """Place of its end among the same."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `epochs`."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `decisions`."""
+    has_unwritten_decisions: bool = False
+    """Whether decisions were taken since the last write."""
     profile: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `profile`; empty unless the search was asked for it."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +91,7 @@ class TrialRecord:
     test_scores: dict[str, float] = field(default_factory=dict)
     """Columns of the sealed evaluation."""
     moments: list[float] = field(default_factory=lambda: [time.monotonic()])
-    """Monotonic moments of its start and of each epoch's end; the last one of a report is taken to end with it."""
+    """Monotonic moments of its start and of the end of each epoch since; the last one of a report is taken to end with it."""
     flushed_at: float = 0.0
     """Monotonic moment of the last write."""
 
@@ -76,20 +106,42 @@ class TrialRecord:
         later = [row["epoch_seconds"] for row in self.epochs[1:]]
         return sum(later) / len(later) if later else None
 
+    @property
+    def stopped_at(self) -> int | None:
+        """Epoch of the rung at which the scheduler has stopped it; None while it goes on."""
+        return next((row["rung_epoch"] for row in self.decisions if row["verdict"] == Verdict.STOP), None)
+
+    @property
+    def has_all_epochs_to_its_stop(self) -> bool:
+        """Whether the scheduler has stopped it with its last epoch."""
+        return self.stopped_at is not None and self.stopped_at == len(self.epochs)
+
+    def known_epochs(self, judged_epochs: Iterable[int]) -> int:
+        """Count the epochs that need not be told again: those before the first that is still to be judged."""
+        decided = {row["rung_epoch"] for row in self.decisions}
+        undecided = [epoch for epoch in judged_epochs if epoch not in decided]
+        return min(len(self.epochs), *(epoch - 1 for epoch in undecided)) if undecided else len(self.epochs)
+
+    def start_again(self) -> None:
+        """Take note of one more start."""
+        self.status, self.stop_reason, self.failure, self.failure_kind = TrialStatus.RUNNING, None, None, None
+        self.attempts += 1
+        self.moments = [time.monotonic()]
+
     def add_epochs(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take note of the epochs of a report, which has just come."""
+        """Take note of the epochs of a report, which has just come; those trained again take the place of the old."""
         moment, ends = time.monotonic(), []
         for row in reversed(rows):
             ends.append(moment)
             moment -= row["epoch_seconds"] + row["validation_seconds"]
-        self.epochs += rows
+        self.epochs = [row for row in self.epochs if row["epoch"] < rows[0]["epoch"]] + list(rows)
         self.moments += reversed(ends)
 
-    def end(self, status: TrialStatus, stop_reason: StopReason, failure: str | None = None) -> None:
+    def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int) -> None:
         """Take note of the trial's end."""
-        self.status, self.stop_reason, self.failure = status, stop_reason, failure
+        self.status, self.stop_reason, self.ended_order = status, stop_reason, order
 
-    def row(self, resources: Resources) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """Lay the trial out as its row of the table `trials`."""
         plan, best = self.plan, self.best or {}
         weights = plan.weights
@@ -106,7 +158,10 @@ class TrialRecord:
             "status": self.status,
             "stop_reason": self.stop_reason,
             "failure": self.failure,
-            "attempts": 1,
+            "failure_kind": self.failure_kind,
+            "attempts": self.attempts,
+            "proposed_order": self.proposed_order,
+            "ended_order": self.ended_order,
             "epochs_run": len(self.epochs),
             "best_epoch": best.get("epoch"),
             **{name: best.get(name) for name in kept},
@@ -114,36 +169,65 @@ class TrialRecord:
             **self.facts,
             "epoch_seconds_mean": self.epoch_seconds_mean,
             "prefix_cached": self.facts.get("prefix_seconds") is not None,
-            "cpus": resources.cpus_per_trial,
-            "gpus": resources.gpus_per_trial,
-            "concurrent_trials": resources.max_concurrent,
+            "cpus": self.resources.cpus_per_trial,
+            "gpus": self.resources.gpus_per_trial,
+            "concurrent_trials": self.resources.max_concurrent,
         }
 
 
-class Recorder(DriverOnly, Callback):
-    """Keeps one record per trial and writes it to the ledger at most every 10 s, and at the trial's end."""
+@dataclass(frozen=True, kw_only=True)
+class EarlierAttempts:
+    """What the attempts before left in a run's ledger."""
 
-    def __init__(self, ledger: Ledger, setup: SearchSetup, resources: Resources) -> None:
-        """Start with no trial.
+    records: Sequence[TrialRecord] = ()
+    """Every trial that they started, in the order of their proposal."""
+    settled: Sequence[TrialRecord] = ()
+    """Those of them that had been stopped when a kill came before it was in their row."""
+    loose_decisions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Decisions about trials whose own row is lost, by trial."""
+    num_decisions: int = 0
+    """Decisions taken."""
+    order: int = 0
+    """Proposals and ends counted."""
+
+
+class Recorder(DriverOnly, Callback):
+    """Keeps one record per trial and writes it to the ledger: at least every 10 s, after each decision, and at its end."""
+
+    def __init__(
+        self, ledger: Ledger, setup: SearchSetup, resources: Resources, *, earlier: EarlierAttempts | None = None
+    ) -> None:
+        """Start with what earlier attempts left.
 
         Args:
             ledger: The run's ledger.
             setup: Works out each trial's identity.
             resources: What every trial gets.
+            earlier: What they left; None at a run's beginning.
         """
         self._ledger, self._setup, self._resources = ledger, setup, resources
+        earlier = earlier or EarlierAttempts()
+        self._records = {record.plan.trial_id: record for record in earlier.records}
+        self._loose_decisions = earlier.loose_decisions
+        self._num_decisions, self._order = earlier.num_decisions, earlier.order
         self._record_by_ray_id: dict[str, TrialRecord] = {}
         self._stop_reasons: dict[str, StopReason] = {}
-        self._num_decisions = 0
+        self._failures: dict[str, Failure] = {}
+        self._ended_with: list[FailureKind | None] = []
+        self.halted_by: Exception | None = None
+        """Why the whole search cannot go on."""
+        for record in earlier.settled:
+            self._write(record)
 
     @property
     def records(self) -> list[TrialRecord]:
-        """Every trial started so far, in the order of their start."""
-        return list(self._record_by_ray_id.values())
+        """Every trial started so far, in the order of their proposal."""
+        return list(self._records.values())
 
     def running(self) -> list[TrialRecord]:
-        """The trials that have started and not ended."""
-        return [record for record in self.records if record.status is TrialStatus.RUNNING]
+        """The trials that have started and not ended; those of earlier attempts once they go on."""
+        begun = {id(record) for record in self._record_by_ray_id.values()}
+        return [record for record in self.records if record.status is TrialStatus.RUNNING and id(record) in begun]
 
     def leader(self) -> TrialRecord | None:
         """The trial with the best selection score so far, failed ones left out; the earlier one of equals."""
@@ -154,9 +238,18 @@ class Recorder(DriverOnly, Callback):
         """Return a trial's record by Ray's name for it; None before its start."""
         return self._record_by_ray_id.get(ray_id)
 
-    def row_of(self, record: TrialRecord) -> dict[str, Any]:
-        """Lay a record out as its row of the table `trials`."""
-        return record.row(self._resources)
+    def plan_of(self, config: Mapping[str, Any]) -> TrialPlan:
+        """Work out which trial a configuration of the sampler bridge is."""
+        return self._setup.plan_trial(config["cell"], config["point"], config["repeat"])
+
+    def config_of(self, cell: str, point: Mapping[str, Any], repeat: int) -> dict[str, Any]:
+        """Lay out a trial as its worker takes it: the next proposal, or one that goes on."""
+        config = {"cell": cell, "point": dict(point), "repeat": repeat}
+        record = self._records.get(self.plan_of(config).trial_id)
+        if record is None:
+            return config | {"known_epochs": 0, "proposed_order": self._next_order()}
+        known = record.known_epochs(self._setup.judged_epochs)
+        return config | {"known_epochs": known, "proposed_order": record.proposed_order}
 
     def busy_seconds(self) -> float:
         """Add up the time that trials worked, as their profiles say."""
@@ -171,6 +264,7 @@ class Recorder(DriverOnly, Callback):
         record = self._record_by_ray_id[ray_id]
         for decision in decisions:
             self._num_decisions += 1
+            record.has_unwritten_decisions = True
             record.decisions.append(
                 {
                     "decision": self._num_decisions,
@@ -194,7 +288,8 @@ class Recorder(DriverOnly, Callback):
             return TrialStatus.FAILED, StopReason.FAILURE
         stop_reason = last_epoch(result)["stop_reason"]
         if stop_reason:
-            return TrialStatus.COMPLETED, StopReason(stop_reason)
+            reason = StopReason(stop_reason)
+            return (TrialStatus.STOPPED if reason is StopReason.TIME else TrialStatus.COMPLETED), reason
         return TrialStatus.STOPPED, self._stop_reasons.get(ray_id, StopReason.TIME)
 
     def values_of(self, ray_id: str, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
@@ -203,31 +298,54 @@ class Recorder(DriverOnly, Callback):
         Returns:
             One number for each; None where one was not measured.
         """
-        row = self.row_of(self._record_by_ray_id[ray_id])
-        values = [row.get(objective.column) for objective in objectives]
-        measured = tuple(float(value) for value in values if value is not None and math.isfinite(value))
-        return measured if len(measured) == len(objectives) else None
+        return objective_values(self._record_by_ray_id[ray_id].row(), objectives)
+
+    def note_error(self, trial: Trial) -> Failure:
+        """Sort the failure of a trial that raised or whose worker is gone, and decide whether it is tried again.
+
+        Raises:
+            NoRoomError: A disk is full: the search cannot go on.
+        """
+        record = self._begun(trial)
+        text = _error_text(trial)
+        if is_for_lack_of_room(text):
+            self._halt(NoRoomError("A worker found no room left on its disk. Free some, and go on with --resume."))
+        silent_seconds = time.monotonic() - record.moments[-1]
+        kind = kind_of(text, silent_seconds=silent_seconds, hang_seconds=self._setup.hang_seconds)
+        record.failures[kind] += 1
+        is_final = record.failures[kind] >= MOST_FAILURES.get(kind, 1)
+        self._failures[trial.trial_id] = failure = Failure(kind, line_of(kind, text), is_final)
+        if text:
+            _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, without_paths(text))
+        return failure
+
+    def failure_of(self, ray_id: str) -> Failure | None:
+        """Return what `note_error` found of a trial; None where it did not fail so."""
+        return self._failures.get(ray_id)
+
+    def retried(self) -> Counter[FailureKind]:
+        """Count the failed attempts after which a trial was tried again."""
+        return Counter(failure.kind for failure in self._failures.values() if not failure.is_final)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Open the trial's record."""
-        config = trial.config
-        record = TrialRecord(plan=self._setup.plan_trial(config["cell"], config["point"], config["repeat"]))
-        self._record_by_ray_id[trial.trial_id] = record
-        self._write(record)
+        """Open the trial's record, or take it up again."""
+        self._write(self._begun(trial))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
         """Add the epochs' rows; a diverged epoch has none."""
         record = self._record_by_ray_id[trial.trial_id]
         if failure_of(result) is not None:
             return
-        record.facts = {name: last_epoch(result)[name] for name in _FACT_COLUMNS}
+        self._name_damaged(record, result)
+        record.facts = {name: last_epoch(result)[name] for name in FACT_COLUMNS}
         record.add_epochs([{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]])
         record.profile += [
             {"epoch": row["epoch"], "part": part, "seconds": seconds}
             for row in result[EPOCHS]
             for part, seconds in row["seconds_by_part"].items()
         ]
-        if time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
+        # A decision is written before the next one is taken: whoever goes on from the ledger finds every rival it was taken by.
+        if record.has_unwritten_decisions or time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
             self._write(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
@@ -235,24 +353,33 @@ class Recorder(DriverOnly, Callback):
         record = self.record_of(trial.trial_id)
         if record is None:  # taken out of the queue before its start
             return
-        failure = failure_of(trial.last_result)
-        record.end(*self.ending_of(trial.trial_id, trial.last_result), failure)
-        self._write(record)
+        record.failure = failure_of(trial.last_result)
+        record.failure_kind = None if record.failure is None else FailureKind.DIVERGED
+        self._end(record, *self.ending_of(trial.trial_id, trial.last_result))
         # Ray keeps every ended trial, with averages of its numbers that nobody asks for: 4 KB each.
         trial.run_metadata.metric_n_steps.clear()
         trial.run_metadata.metric_analysis.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Close the record of a trial that raised, and log its traceback for whoever mends it."""
-        record = self._record_by_ray_id[trial.trial_id]
-        text = _error_text(trial)
-        record.end(TrialStatus.FAILED, StopReason.FAILURE, text.splitlines()[-1])
-        _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, text)
-        self._write(record)
+        """Close the record of a trial that is given up; leave that of one that is tried again.
+
+        Raises:
+            SearchHaltedError: The first trials have all failed with a bug.
+        """
+        record, failure = self._begun(trial), self._failures.get(trial.trial_id) or self.note_error(trial)
+        if not failure.is_final:
+            self._write(record)
+            return
+        record.failure, record.failure_kind = failure.text, failure.kind
+        self._end(record, TrialStatus.FAILED, StopReason.FAILURE)
+        if self._ended_with == [FailureKind.BUG] * FIRST_BUGS_THAT_END_A_SEARCH:
+            self._halt(
+                SearchHaltedError(f"The first {FIRST_BUGS_THAT_END_A_SEARCH} trials all failed, the last with {failure.text}")
+            )
 
     def add_test_scores(self, trial_id: str, scores: dict[str, float]) -> None:
         """Add the sealed evaluation's columns to a trial's row."""
-        record = next(record for record in self.records if record.plan.trial_id == trial_id)
+        record = self._records[trial_id]
         record.test_scores = scores
         self._write(record)
 
@@ -261,18 +388,59 @@ class Recorder(DriverOnly, Callback):
         for record in self.running():
             self._write(record)
 
+    def _begun(self, trial: Trial) -> TrialRecord:
+        """Find a trial's record; make it, or take it up again, where this is the trial's start."""
+        if trial.trial_id not in self._record_by_ray_id:
+            plan = self.plan_of(trial.config)
+            record = self._records.get(plan.trial_id)
+            if record is None:
+                order = trial.config["proposed_order"]
+                loose = self._loose_decisions.get(plan.trial_id, [])
+                record = TrialRecord(plan=plan, resources=self._resources, proposed_order=order, decisions=loose)
+                self._records[plan.trial_id] = record
+            else:
+                record.start_again()
+                record.resources = self._resources
+            self._record_by_ray_id[trial.trial_id] = record
+        return self._record_by_ray_id[trial.trial_id]
+
+    def _end(self, record: TrialRecord, status: TrialStatus, stop_reason: StopReason) -> None:
+        record.end(status, stop_reason, order=self._next_order())
+        self._ended_with.append(record.failure_kind)
+        self._write(record)
+
+    def _next_order(self) -> int:
+        self._order += 1
+        return self._order
+
+    def _name_damaged(self, record: TrialRecord, result: Mapping[str, Any]) -> None:
+        names = [name for row in result[EPOCHS] for name in row["damaged_checkpoints"]]
+        if names:
+            told = " and ".join(names)
+            _log.warning("Trial %s (%s): damaged and passed over: checkpoint %s.", record.plan.trial_id, record.plan.cell, told)
+
+    def _halt(self, error: Exception) -> NoReturn:
+        self.halted_by = error
+        raise error
+
     def _write(self, record: TrialRecord) -> None:
-        if record.epochs:
-            self._ledger.write_epochs(record.plan.trial_id, record.epochs)
-        if record.decisions:
-            self._ledger.write_decisions(record.decisions)
-        if record.profile:
-            self._ledger.write_profile(record.plan.trial_id, record.profile)
-        self._ledger.write_trial(self.row_of(record))
+        try:
+            if record.epochs:
+                self._ledger.write_epochs(record.plan.trial_id, record.epochs)
+            if record.decisions:
+                self._ledger.write_decisions(record.decisions)
+            if record.profile:
+                self._ledger.write_profile(record.plan.trial_id, record.profile)
+            self._ledger.write_trial(record.row())
+        except OSError as error:
+            if is_no_room(error):
+                self._halt(NoRoomError("No room left for the run's tables. Free some, and go on with --resume."))
+            self._halt(InputError(f"The run's tables cannot be written: {error.strerror}. Mend that, and go on with --resume."))
+        record.has_unwritten_decisions = False
         record.flushed_at = time.monotonic()
 
 
 def _error_text(trial: Trial) -> str:
     """Read the traceback that Ray keeps as plain text; its pickled twin is left alone."""
     path = Path(trial.error_file) if trial.error_file else None
-    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else DIED_SILENTLY
+    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else ""

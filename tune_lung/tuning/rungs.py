@@ -11,6 +11,7 @@ References:
 
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +62,16 @@ class StoppingRule(Protocol):
 
     def completed(self, trial: str, group: str, score: float) -> list[Decision]:
         """Hear that a trial has run to its own end: its best score stands in the rungs it did not reach."""
+
+    def remember(self, trial: str, group: str, best_scores: Mapping[int, float], decided: Mapping[int, float]) -> None:
+        """Take a trial of an earlier attempt for judged.
+
+        Args:
+            trial: The trial.
+            group: The trials it is compared with.
+            best_scores: Its best score by each epoch that is known.
+            decided: The score it was judged by, by the epoch of each decision about it.
+        """
 
 
 def rung_epochs(*, grace_epochs: int, max_epochs: int, reduction_factor: int) -> tuple[int, ...]:
@@ -139,6 +150,12 @@ class Asha:
         missed = self._reached(trial, max(self.rungs, default=0))
         return [self._stand(trial, group, rung, score, None, Verdict.STAND) for rung in missed]
 
+    def remember(self, trial: str, group: str, best_scores: Mapping[int, float], decided: Mapping[int, float]) -> None:  # noqa: ARG002 - only rungs count
+        """Let the trial stand at its rungs with the scores it had."""
+        for rung, score in decided.items():
+            self._scores[group, rung].append(score)
+            self._passed[trial] = max(self._passed[trial], rung)
+
     def _reached(self, trial: str, epoch: int) -> list[int]:
         return [rung for rung in self.rungs if self._passed[trial] < rung <= epoch]
 
@@ -163,9 +180,10 @@ class MedianStopping:
         self._scores: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
 
     def judge(self, trial: str, group: str, epoch: int, score: float) -> list[Decision]:
-        """Compare a trial at every epoch after the grace."""
+        """Compare a trial at every epoch after the grace, once."""
+        is_known = epoch in self._scores[group][trial]
         self._scores[group][trial][epoch] = score
-        if epoch < self._grace_epochs:
+        if is_known or epoch < self._grace_epochs:
             return []
         rivals = [
             statistics.fmean(value for at, value in scores.items() if at <= epoch)
@@ -179,3 +197,8 @@ class MedianStopping:
     def completed(self, trial: str, group: str, score: float) -> list[Decision]:  # noqa: ARG002 - it leaves its epochs
         """Leave the trial's epochs as they are: it stands at no later one."""
         return []
+
+    def remember(self, trial: str, group: str, best_scores: Mapping[int, float], decided: Mapping[int, float]) -> None:
+        """Take its scores by the epochs it was judged at, and by those of its grace."""
+        grace = {epoch: score for epoch, score in best_scores.items() if epoch < self._grace_epochs}
+        self._scores[group][trial] |= {**grace, **decided}

@@ -1,18 +1,19 @@
 """The bridge to Ray's scheduling: a stopping rule judges each epoch, and every decision is written down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_lung.results.schema import StopReason, TrialStatus, Verdict
+from tune_lung.results.schema import StopReason, TrialStatus
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import failure_of, last_epoch
-from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.recorder import EarlierAttempts, Recorder, TrialRecord
 from tune_lung.tuning.rungs import Asha, MedianStopping, StoppingRule, rung_epochs
 
 
@@ -29,7 +30,7 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         recorder: Recorder,
         *,
         group_of: Callable[[str], str],
-        is_out_of_time: Callable[[], bool],
+        earlier: EarlierAttempts | None = None,
     ) -> None:
         """Bind a rule to a search.
 
@@ -37,36 +38,60 @@ class RungScheduler(DriverOnly, FIFOScheduler):
             rule: Judges trials; None stops none.
             recorder: Writes decisions down.
             group_of: Names the trials that a cell's trials are compared with, by the cell's name.
-            is_out_of_time: Whether every trial ends with the epoch it is in.
+            earlier: What the rule is to know of earlier attempts.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rule, self._recorder, self._group_of, self._is_out_of_time = rule, recorder, group_of, is_out_of_time
+        self._rule, self._recorder, self._group_of = rule, recorder, group_of
+        if rule is not None and earlier is not None:
+            _remember(rule, earlier, group_of)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge one epoch of a trial that could go on."""
+        """Judge one epoch of a trial that could go on; what was decided once stays so."""
         if failure_of(result) is not None:
             return TrialScheduler.STOP
-        if self._rule is not None:
-            row = last_epoch(result)
-            decisions = self._rule.judge(trial.trial_id, self._group(trial), row["epoch"], row["best_score"])
-            self._recorder.add_decisions(trial.trial_id, decisions)
-            if any(decision.verdict is Verdict.STOP for decision in decisions):
-                return self._stopped(trial, StopReason(self._rule.stop_reason))
-        return self._stopped(trial, StopReason.TIME) if self._is_out_of_time() else TrialScheduler.CONTINUE
+        if self._rule is None:
+            return TrialScheduler.CONTINUE
+        row, record = last_epoch(result), self._record_of(trial)
+        decisions = self._rule.judge(record.plan.trial_id, self._group(trial), row["epoch"], row["best_score"])
+        self._recorder.add_decisions(trial.trial_id, decisions)
+        if record.stopped_at is not None and row["epoch"] >= record.stopped_at:
+            self._recorder.note_stop(trial.trial_id, StopReason(self._rule.stop_reason))
+            return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
         """Let a trial that ran to its own end stand in the rungs it did not reach."""
         status, _ = self._recorder.ending_of(trial.trial_id, result)
         if self._rule is not None and status is TrialStatus.COMPLETED:
-            decisions = self._rule.completed(trial.trial_id, self._group(trial), last_epoch(result)["best_score"])
+            trial_id = self._record_of(trial).plan.trial_id
+            decisions = self._rule.completed(trial_id, self._group(trial), last_epoch(result)["best_score"])
             self._recorder.add_decisions(trial.trial_id, decisions)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Have the failure sorted before the searcher asks whether the trial is tried again."""
+        self._recorder.note_error(trial)
+
+    def _record_of(self, trial: Trial) -> TrialRecord:
+        record = self._recorder.record_of(trial.trial_id)
+        if record is None:
+            raise RuntimeError(f"Ray's trial {trial.trial_id} reports without having started.")
+        return record
 
     def _group(self, trial: Trial) -> str:
         return self._group_of(trial.config["cell"])
 
-    def _stopped(self, trial: Trial, reason: StopReason) -> str:
-        self._recorder.note_stop(trial.trial_id, reason)
-        return TrialScheduler.STOP
+
+def _remember(rule: StoppingRule, earlier: EarlierAttempts, group_of: Callable[[str], str]) -> None:
+    for record in earlier.records:
+        best_scores = dict(zip((row["epoch"] for row in record.epochs), _running_best(record.epochs), strict=True))
+        decided = {row["rung_epoch"]: row["value"] for row in record.decisions}
+        rule.remember(record.plan.trial_id, group_of(record.plan.cell), best_scores, decided)
+    for trial_id, rows in earlier.loose_decisions.items():
+        rule.remember(trial_id, group_of(rows[0]["cell"]), {}, {row["rung_epoch"]: row["value"] for row in rows})
+
+
+def _running_best(rows: Iterable[Mapping[str, Any]]) -> Iterator[float]:
+    return accumulate((row["selection_score"] for row in rows), max)
 
 
 def groups_of(space: SearchSpace) -> Callable[[str], str]:

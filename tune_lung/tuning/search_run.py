@@ -1,8 +1,9 @@
 """One search: studies propose, Ray trains, a rule stops, the recorder writes; then the sealed evaluation."""
 
+import logging
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,15 +14,17 @@ from rich.console import Console
 from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import with_test_opening
+from tune_lung.results.ownership import Ownership
 from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.schema import TimePart, TrialStatus, probability_column
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.training.checkpoints import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
-from tune_lung.tuning.plan import SearchSetup, TrialPlan
+from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
-from tune_lung.tuning.recorder import Recorder, TrialRecord
+from tune_lung.tuning.recorder import EarlierAttempts, Recorder, TrialRecord
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
@@ -29,6 +32,8 @@ from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.watching.progress import ProgressView
 from tune_lung.tuning.watching.time_left import TimeLeft, work_of_cells
 from tune_lung.tuning.watching.trackers import make_trackers
+
+_log = logging.getLogger(__name__)
 
 
 def run_search(
@@ -38,8 +43,10 @@ def run_search(
     resources: Resources,
     ledger: Ledger,
     *,
+    ownership: Ownership,
     console: Console,
     known: Iterable[KnownTrial] = (),
+    earlier: EarlierAttempts | None = None,
     trackers: Sequence[str] = (),
     before: Mapping[TimePart, float] | None = None,
 ) -> list[TrialRecord]:
@@ -51,8 +58,10 @@ def run_search(
         setup: What all trials share.
         resources: What each trial gets.
         ledger: Where everything is written as it happens.
+        ownership: Counts the time spent, and tells workers when it is over.
         console: Where progress is shown.
         known: Finished trials of earlier searches, to learn from.
+        earlier: What earlier attempts at this search left; None at its beginning.
         trackers: Names of other tools that are told of the trials, from `make_trackers`.
         before: Seconds that the run took before this call, for its profile.
 
@@ -60,10 +69,13 @@ def run_search(
         Every trial's record.
 
     Raises:
-        InputError: A tracker cannot be opened; nothing was trained.
+        InputError: A tracker cannot be opened, and nothing was trained; or a disk is full, and the ledger holds all that
+            was reported.
+        SearchHaltedError: The first trials have all failed with a bug.
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
-    recorder = Recorder(ledger, setup, resources)
+    earlier = earlier or EarlierAttempts()
+    recorder = Recorder(ledger, setup, resources, earlier=earlier)
     cells = search_order(space, strategy, setup.run, num_classes=len(ledger.classes))
     studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
     view = ProgressView(
@@ -73,14 +85,28 @@ def run_search(
         time_left=TimeLeft(cells, strategy, work=work_of_cells(space, setup, num_classes=len(ledger.classes))),
         max_concurrent=resources.max_concurrent,
         console=console,
+        searched_seconds=ownership.searched_seconds,
     )
     opened = make_trackers(trackers, recorder, setup.run_root)
     started = time.monotonic()
+    ownership.start_searching(strategy.time_budget_seconds)
     try:
         with view:
-            train(space, strategy, studies, setup, resources, recorder, callbacks=[view, *opened])
+            train(
+                space,
+                strategy,
+                studies,
+                setup,
+                resources,
+                recorder,
+                callbacks=[view, *opened],
+                earlier=earlier,
+                searched_seconds=ownership.searched_seconds,
+            )
     finally:
-        recorder.flush()
+        if recorder.halted_by is None:
+            recorder.flush()
+    ownership.stop_searching()
     trained = time.monotonic()
     _evaluate(recorder, strategy, setup, resources, ledger)
     if setup.profile:
@@ -100,6 +126,8 @@ def train(
     *,
     callbacks: Sequence[Callback] = (),
     trainable: type[tune.Trainable] = LungTrial,
+    earlier: EarlierAttempts | None = None,
+    searched_seconds: Callable[[], float] | None = None,
 ) -> None:
     """Let Ray train what the studies propose, until nothing is left to propose.
 
@@ -112,24 +140,32 @@ def train(
         recorder: Writes the trials down; it hears of everything before the other callbacks.
         callbacks: Who else hears of everything.
         trainable: What trains one trial; it takes `setup`.
+        earlier: What earlier attempts at the search left; None at its beginning.
+        searched_seconds: Tells how much of a time budget is spent; None counts from now.
+
+    Raises:
+        InputError: A disk is full, or the run cannot be written.
+        SearchHaltedError: The first trials have all failed with a bug.
     """
-    search = StudySearch(studies, strategy, recorder)
-    scheduler = RungScheduler(
-        rule_of(strategy, max_epochs=space.max_epochs()),
+    search = StudySearch(
+        studies,
+        strategy,
         recorder,
-        group_of=groups_of(space),
-        is_out_of_time=search.is_out_of_time,
+        searched_seconds=searched_seconds,
+        earlier=() if earlier is None else earlier.records,
     )
+    rule = rule_of(strategy, max_epochs=space.max_epochs())
+    scheduler = RungScheduler(rule, recorder, group_of=groups_of(space), earlier=earlier)
     bound = tune.with_resources(
         tune.with_parameters(trainable, setup=setup), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     )
     with tempfile.TemporaryDirectory(prefix="tune_lung-ray-") as working_state:
-        tune.Tuner(
+        tuner = tune.Tuner(
             bound,
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler,
-                num_samples=strategy.num_trials(space),
+                num_samples=-1,  # the search says when it has finished: a trial that is tried again is a new one to Ray
                 max_concurrent_trials=resources.max_concurrent,
                 reuse_actors=True,
             ),
@@ -141,30 +177,45 @@ def train(
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # checkpoints are ours
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except Exception:
+            if recorder.halted_by is None:
+                raise
+            raise recorder.halted_by from None  # Ray wraps what its callbacks raise
 
 
 def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resources: Resources, ledger: Ledger) -> None:
     """Open the test images once for what validation chose, and write down that they were opened."""
-    chosen = _chosen_on_validation(recorder, strategy)
+    chosen = [record for record in _chosen_on_validation(recorder, strategy) if not _is_evaluated(record, ledger)]
     if not chosen:
         return
-    ledger.write_manifest(with_test_opening(ledger.read_manifest(), [plan.trial_id for plan in chosen]))
-    for plan, predictions in evaluate_sealed(chosen, setup, resources):
+    ledger.write_manifest(with_test_opening(ledger.read_manifest(), [record.plan.trial_id for record in chosen]))
+    best_epochs = {record.plan.trial_id: int(record.best["epoch"]) for record in chosen if record.best}
+    for plan, predictions in evaluate_sealed([record.plan for record in chosen], best_epochs, setup, resources):
+        if isinstance(predictions, DamagedCheckpointError):
+            _log.warning("Trial %s (%s) is not tested. %s", plan.trial_id, plan.cell, predictions)
+            continue
         ledger.write_predictions(plan.trial_id, predictions)
         recorder.add_test_scores(plan.trial_id, _test_scores(predictions, ledger.classes))
 
 
-def _chosen_on_validation(recorder: Recorder, strategy: Strategy) -> list[TrialPlan]:
+def _is_evaluated(record: TrialRecord, ledger: Ledger) -> bool:
+    """Whether an earlier attempt tested it, and its predictions are whole."""
+    return bool(record.test_scores) and ledger.has_predictions(record.plan.trial_id)
+
+
+def _chosen_on_validation(recorder: Recorder, strategy: Strategy) -> list[TrialRecord]:
     """Choose every repeat of each cell's best point and, with several objectives, of each point of the front."""
     trained = [record for record in recorder.records if record.status is not TrialStatus.FAILED and record.best is not None]
     if not trained:
         return []
-    table = pd.DataFrame([recorder.row_of(record) for record in trained])
+    table = pd.DataFrame([record.row() for record in trained])
     points = set(best_points(table)["point_id"])
     if not strategy.has_one_objective:
         points |= set(pareto_front(point_means(table, strategy.objectives), strategy.objectives)["point_id"])
-    return [record.plan for record in trained if record.plan.point_id in points]
+    return [record for record in trained if record.plan.point_id in points]
 
 
 def _test_scores(predictions: Any, classes: tuple[str, ...]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ray import tune
+from torch import Tensor
 
 from tune_lung.config import CnnConfig, Protocol, ResNetConfig
 from tune_lung.data.cache import Cache
@@ -20,10 +21,11 @@ from tune_lung.results.schema import TimePart
 from tune_lung.training.fit import DivergedError, EpochResult, fit
 from tune_lung.training.stopwatch import StoppedStopwatch, Stopwatch
 from tune_lung.tuning.device import claim_device, device_name
-from tune_lung.tuning.outcome import EPOCHS
+from tune_lung.tuning.outcome import EPOCHS, FAILURE
 from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.watchdog import Watchdog
 
-_NOT_REPORTED = ("val_logits_NK",)
+_NOT_REPORTED = ("kept_logits_NK",)
 _SECONDS_BETWEEN_REPORTS = 0.5
 """Least time from report to report, but for an epoch that is judged: a report costs the driver some milliseconds."""
 
@@ -35,7 +37,7 @@ class LungTrial(tune.Trainable):
         """Get ready for a trial.
 
         Args:
-            config: `cell`, `point` and `repeat`, as the sampler bridge proposes them.
+            config: `cell`, `point`, `repeat` and `known_epochs`, as the sampler bridge proposes them.
             setup: What all trials share; given once by `tune.with_parameters`.
         """
         if setup is None:
@@ -45,6 +47,7 @@ class LungTrial(tune.Trainable):
         self._store = setup.open_store()
         self._cache: Cache | None = None
         self._stopwatch = Stopwatch(self._device) if setup.profile else StoppedStopwatch()
+        self._watchdog = Watchdog(setup.hang_seconds)
         self._waiting_since = time.monotonic()
         self._begin(config)
 
@@ -61,17 +64,18 @@ class LungTrial(tune.Trainable):
             report has no numbers, only `failure`, so that nothing downstream meets a value that is not finite.
         """
         self._end_waiting()
-        report = self._report(self._train_to_report())
+        with self._watchdog:
+            report = self._report(self._train_to_report())
         self._waiting_since = time.monotonic()
         return report
 
     def _report(self, results: list[EpochResult]) -> dict[str, Any]:
         if not results:
-            return {"failure": self._failure, "done": True}
-        best = [result for result in results if result.is_best]
+            return {FAILURE: self._failure, "done": True}
+        kept = [result.kept_logits_NK for result in results if result.kept_logits_NK is not None]
         with self._stopwatch.measure(TimePart.CHECKPOINT):
-            if best:
-                self._write_validation_predictions(best[-1])
+            if kept:
+                self._write_validation_predictions(kept[-1])
         for part, seconds in self._stopwatch.take().items():
             results[-1].seconds_by_part[part] = results[-1].seconds_by_part.get(part, 0.0) + seconds
         numbers = [{name: value for name, value in vars(result).items() if name not in _NOT_REPORTED} for result in results]
@@ -122,12 +126,19 @@ class LungTrial(tune.Trainable):
         self._cache = self._setup.data.open_cache()
         job = self._setup.training_job(self._plan, store=self._store, device=self._device, cache=self._cache)
         self._epochs: Iterator[EpochResult] = fit(
-            job, self._setup.checkpoints(self._plan), rungs=self._setup.judged_epochs, stopwatch=self._stopwatch
+            job,
+            self._setup.checkpoints(self._plan),
+            rungs=self._setup.judged_epochs,
+            known_epochs=config["known_epochs"],
+            is_out_of_time=self._setup.is_out_of_time,
+            note_progress=self._watchdog.feed,
+            stopwatch=self._stopwatch,
         )
         self._failure = ""
 
-    def _write_validation_predictions(self, result: EpochResult) -> None:
-        frame = predictions_frame(result.val_logits_NK, self._store.part("validation"), self._store.classes)
+    def _write_validation_predictions(self, logits_NK: Tensor) -> None:
+        self._setup.check_attempt()
+        frame = predictions_frame(logits_NK, self._store.part("validation"), self._store.classes)
         Ledger(self._setup.run_root).write_validation_predictions(self._plan.trial_id, frame)
 
 

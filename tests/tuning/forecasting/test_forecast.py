@@ -137,8 +137,8 @@ def test_work_is_put_on_the_slot_that_is_free_first() -> None:
 
 def test_a_trial_adds_up() -> None:
     own = cost(start_seconds=1, epoch_seconds=4, validation_seconds=2, best_seconds=3, last_seconds=10)
-    # 10 epochs of 6 s, a better one every second time, and the state saved at the end and every 30 s, so twice in 60 s.
-    assert own.seconds(10) == 1 + 10 * 6 + 5 * 3 + 3 * 10
+    # 10 epochs of 6 s; best and state are saved at the end and every 30 s, so twice in 60 s.
+    assert own.seconds(10) == 1 + 10 * 6 + 3 * (3 + 10)
 
 
 def test_long_epochs_save_the_state_once_each() -> None:

@@ -31,13 +31,13 @@ def need(what: str, num_bytes: int, folder: Path, option: str = "--out") -> Disk
     return DiskNeed(what=what, folder=folder, num_bytes=num_bytes, option=option)
 
 
-def test_a_trial_keeps_three_checkpoints_and_adam_makes_two_of_them_larger() -> None:
+def test_a_trial_keeps_four_checkpoints_and_adam_makes_two_of_them_larger() -> None:
     resnet = TrialConfig(network=ResNetConfig(model="resnet18", frozen_blocks=4))
     found = checkpoints_need([resnet] * 10, RunConfig(), num_classes=4, out=Path("runs"))
     # ResNet18 at k = 4: the head's 2,052 parameters, 9,600 batch-norm statistics of 4 bytes and 20 counters of 8. Adam keeps
     # two numbers for each parameter that it trains.
     network = 4 * (2_052 + 9_600) + 20 * 8
-    assert found.num_bytes == 10 * (3 * network + 2 * 2 * 4 * 2_052)
+    assert found.num_bytes == 10 * (4 * network + 2 * 2 * 4 * 2_052)
 
 
 @pytest.mark.usefixtures("_ten_gb_free")

@@ -69,7 +69,9 @@ def view_of(
 def start(recorder: Recorder, number: int = 0, *, cell: str = CELL, **point: Any) -> LooksLikeATrial:
     values = {"learning_rate": 0.00123, "batch_size": 128, "weight_decay": 5e-5, "max_epochs": 4} | point
     own = {"model": "resnet18", "frozen_blocks": int(cell[-1]), "weights": "random"} | values
-    trial = LooksLikeATrial(trial_id=f"ray{number}", config={"cell": cell, "point": own, "repeat": number})
+    trial = LooksLikeATrial(
+        trial_id=f"ray{number}", config={"cell": cell, "point": own, "repeat": number, "proposed_order": number}
+    )
     recorder.on_trial_start(0, [], trial)
     return trial
 

@@ -12,7 +12,7 @@ from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import TrialRecord
 from tune_lung.tuning.watching.time_left import TimeLeft, duration, work_of_cells
 
-from tests.tuning.conftest import epoch_result
+from tests.tuning.conftest import RESOURCES, epoch_result
 
 GRID = SearchSpace(arms=(Arm(model="cnn", depth=Grid(2, 3, 4), max_epochs=5),))
 SAMPLED = SearchSpace(arms=(Arm(model="cnn", depth=3, batch_size=Choice(2, 3, 4, 5, 6), max_epochs=16),))
@@ -37,9 +37,9 @@ def record_of(
         for epoch in range(1, epochs + 1)
     ]
     moments = [0.0, *(start_seconds + epoch_seconds * (number + 1) for number in range(epochs))]
-    record = TrialRecord(plan=plan, epochs=rows, moments=moments)
+    record = TrialRecord(plan=plan, resources=RESOURCES, epochs=rows, moments=moments)
     if status is not TrialStatus.RUNNING:
-        record.end(status, StopReason.ASHA)
+        record.end(status, StopReason.ASHA, order=1)
     return record
 
 

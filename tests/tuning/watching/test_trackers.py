@@ -156,7 +156,7 @@ def test_a_logger_that_fails_is_told_no_more_and_said_once(
 def test_lists_are_told_as_text(recorder: Recorder, setup: SearchSetup):
     logger = FakeLogger()
     point = {"model": "cnn", "channels": (4, 8), "kernel_sizes": (3, 3), "padding": "same", "max_epochs": 4}
-    trial = LooksLikeATrial(trial_id="ray1", config={"cell": "cnn", "point": point, "repeat": 1})
+    trial = LooksLikeATrial(trial_id="ray1", config={"cell": "cnn", "point": point, "repeat": 1, "proposed_order": 1})
     run_trial(recorder, Tracker("fake", logger, recorder, setup.run_root / "fake"), trial, rays_result(1, 0.5))
     _, name, told = logger.told[0]
     assert (name, told["channels"], told["kernel_sizes"]) == ("cnn repeat=1", "4,8", "3,3")

@@ -188,6 +188,10 @@ class _TimedCheckpoints(Checkpoints):
     last_seconds: list[float] = field(default_factory=list)
     """What each `last` took."""
 
+    def seconds_of_first(self) -> float:
+        """Add up what the first epoch's took."""
+        return self.best_seconds[0] + self.last_seconds[0]
+
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Replace the best epoch's file."""
         self.best_seconds.append(_seconds(lambda: super(_TimedCheckpoints, self).save_best(checkpoint)))
@@ -210,7 +214,7 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
     checkpoints = _TimedCheckpoints(folder / "checkpoints")
     started = time.perf_counter()
     network_facts(job.trial.network, protocol=job.run.protocol, num_classes=len(job.store.classes), image_size=job.run.image_size)
-    epochs = fit(job, checkpoints)
+    epochs = fit(job, checkpoints, rungs=range(1, job.trial.max_epochs))  # saved after every epoch
     first = next(epochs)
     until_first_end = time.perf_counter() - started
     counted = list(epochs)
@@ -220,7 +224,7 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
     share = _num_images(full, "train", "validation") / _num_images(job, "train", "validation")
     on_gpu, uses_features = job.device.type == "cuda", first.prefix_seconds is not None
     features_seconds = first.prefix_seconds or 0.0
-    not_start = first.epoch_seconds + first.validation_seconds + checkpoints.best_seconds[0] + features_seconds
+    not_start = first.epoch_seconds + first.validation_seconds + checkpoints.seconds_of_first() + features_seconds
     settle_seconds = 0.0 if uses_features else _settle_seconds(job)
     return TrialCost(
         start_seconds=max(0.0, until_first_end - not_start) + settle_seconds * (train_share - 1),
@@ -256,10 +260,11 @@ def _settle_seconds(job: TrainingJob) -> float:
 
 
 def _predictions_seconds(job: TrainingJob, result: EpochResult, folder: Path) -> float:
-    """Time the writing of an epoch's validation predictions."""
-    return _seconds(
-        lambda: predictions_frame(result.val_logits_NK, job.validation, job.store.classes).to_parquet(folder / "predictions")
-    )
+    """Time the writing of the first epoch's validation predictions; it is the best so far, and saved."""
+    logits_NK = result.kept_logits_NK
+    if logits_NK is None:
+        return 0.0
+    return _seconds(lambda: predictions_frame(logits_NK, job.validation, job.store.classes).to_parquet(folder / "predictions"))
 
 
 def _test_seconds(job: TrainingJob, checkpoints: Checkpoints, *, num_images: int) -> float:

@@ -31,7 +31,7 @@ class DiskNeed:
 
 
 def checkpoints_need(trials: Iterable[TrialConfig], run: RunConfig, *, num_classes: int, out: Path) -> DiskNeed:
-    """Count the checkpoints of a search: `best`, `last` and `previous` of every trial.
+    """Count the checkpoints of a search: `best`, `last` and the ones before them, of every trial.
 
     Args:
         trials: Every trial of the search.
@@ -44,7 +44,7 @@ def checkpoints_need(trials: Iterable[TrialConfig], run: RunConfig, *, num_class
     def trial_bytes(trial: TrialConfig) -> int:
         outline = network_outline(trial.network, protocol=run.protocol, num_classes=num_classes, image_size=run.image_size)
         best, last = checkpoint_bytes(trial, outline)
-        return best + 2 * last
+        return 2 * (best + last)
 
     return DiskNeed(what="checkpoints", folder=out, num_bytes=sum(map(trial_bytes, trials)), option="--out")
 

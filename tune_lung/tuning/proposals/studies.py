@@ -118,7 +118,9 @@ class Studies:
         self._asked: list[_Asked] = []
         self._by_point: dict[str, _Asked] = {}
         self._exhausted: set[str] = set()
-        cells = space.cells() if cells is None else cells
+        self.cells = tuple(space.cells() if cells is None else cells)
+        """The cells in the order in which they are taken up."""
+        cells = self.cells
         self._first = {cell.name: deque(_listed_values(cell, space, strategy)) for cell in cells}
         counts = {cell.name: strategy.num_points(cell) for cell in cells}
         # Sample by sample over all cells, so that a search cut short has given each cell as much as any other.
@@ -151,6 +153,25 @@ class Studies:
                     return proposal
                 self._exhausted.add(cell.name)
         return None
+
+    def correct(self, proposal: Proposal, values: Values) -> Proposal:
+        """Put a point that an earlier attempt proposed in the place of one that was drawn otherwise, as another version draws.
+
+        Args:
+            proposal: The last one given; it is forgotten.
+            values: What the earlier attempt sampled in its cell.
+        """
+        asked, cell = self._asked[proposal.number], proposal.cell
+        for trial in asked.trials:
+            asked.study.tell(trial, state=TrialState.FAIL)
+        del self._by_point[_point_key(cell, {name: proposal.point[name] for name in cell.axes})]
+        asked.trials = [self._ask(cell, values)[0]]
+        self._by_point[_point_key(cell, values)] = asked
+        return Proposal(number=proposal.number, cell=cell, point=cell.with_values(values))
+
+    def propose_again(self, cell: Cell, values: Values) -> Proposal:
+        """Propose a point that an earlier attempt proposed and this one would not, such as of a cell that has had its share."""
+        return self._register(cell, values, self._ask(cell, values)[0])
 
     def observe(self, number: int, epoch: int, score: float) -> None:
         """Report a finite score of one epoch, from 1; searches for several objectives take none."""

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, TrialConfig, checked_value
+from optuna.trial import TrialState
+
+from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, checked_value
 from tune_lung.errors import InputError
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import TrialStatus
-from tune_lung.space import Arm, Cell, SearchSpace
+from tune_lung.space import Cell, SearchSpace
+from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Objective, Strategy
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Values, objective_values, outcome_of, outcome_of_repeats
@@ -67,6 +70,38 @@ def known_trials(earlier: Run, space: SearchSpace, strategy: Strategy, setup: Se
     best_of_others = _best_of_each_cell([point for point in points if not point.is_comparable])
     scores = _scores_by_trial(earlier)
     return [point.known(strategy.objectives, scores) for point in (*comparable, *best_of_others)]
+
+
+def lessons_as_json(known: Sequence[KnownTrial]) -> dict[str, Any]:
+    """Lay out what a search is taught, so that it can go on without the earlier run."""
+    trials = [
+        {
+            "cell": trial.cell.name,
+            "values": {name: list(value) if isinstance(value, tuple) else value for name, value in trial.values.items()},
+            "state": trial.state.name,
+            "objective_values": None if trial.objective_values is None else list(trial.objective_values),
+            "scores": [[epoch, score] for epoch, score in trial.scores.items()],
+            "is_comparable": trial.is_comparable,
+        }
+        for trial in known
+    ]
+    return {"trials": trials}
+
+
+def lessons_from_json(content: Mapping[str, Any], space: SearchSpace) -> list[KnownTrial]:
+    """Read back what `lessons_as_json` laid out."""
+    cells = {cell.name: cell for cell in space.cells()}
+    return [
+        KnownTrial(
+            cell=cells[trial["cell"]],
+            values={name: checked_value(name, value) for name, value in trial["values"].items()},
+            state=TrialState[trial["state"]],
+            objective_values=None if trial["objective_values"] is None else tuple(trial["objective_values"]),
+            scores={int(epoch): score for epoch, score in trial["scores"]},
+            is_comparable=trial["is_comparable"],
+        )
+        for trial in content["trials"]
+    ]
 
 
 def lesson(known: Sequence[KnownTrial], earlier: Run) -> str:
@@ -174,24 +209,7 @@ def _differences(earlier: Run, space: SearchSpace, strategy: Strategy, run: RunC
     then = Strategy.from_json(earlier.manifest["strategy"])
     if then.objectives != strategy.objectives:
         yield "objective", _shown(then.objectives), _shown(strategy.objectives)
-    yield from _space_differences(SearchSpace.from_json(earlier.manifest["space"]), SearchSpace.from_json(space.as_json()))
-
-
-def _space_differences(then: SearchSpace, now: SearchSpace) -> Iterator[tuple[str, object, object]]:
-    if len(then.arms) != len(now.arms):
-        yield "the number of arms", len(then.arms), len(now.arms)
-    for number, (there, here) in enumerate(zip(then.arms, now.arms, strict=False), start=1):
-        for name in dict.fromkeys([*here.fields, *there.fields]):
-            is_free = name in _MAY_DIFFER and not any(name in arm.grid_axes() | arm.sampled_axes() for arm in (there, here))
-            if not is_free and _meaning(there, name) != _meaning(here, name):
-                yield f"{name} of arm {number}", _meaning(there, name), _meaning(here, name)
-
-
-def _meaning(arm: Arm, name: str) -> object:
-    """Return an arm's axis or value of a field; the default where the arm does not name it."""
-    if name in arm.fields:
-        return arm.fields[name]
-    return TrialConfig.from_point(next(next(arm.cells()).probes())).columns()[name]
+    yield from space_changes(SearchSpace.from_json(earlier.manifest["space"]), space, may_differ=_MAY_DIFFER)
 
 
 def _shown(objectives: Sequence[Objective]) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tune_lung.results.schema import StopReason, TrialStatus
+from tune_lung.results.schema import FailureKind, StopReason, TrialStatus
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
@@ -40,6 +41,7 @@ class ProgressView(DriverOnly, Callback):
         time_left: TimeLeft,
         max_concurrent: int,
         console: Console,
+        searched_seconds: Callable[[], float] | None = None,
     ) -> None:
         """Take what is shown.
 
@@ -50,13 +52,15 @@ class ProgressView(DriverOnly, Callback):
             time_left: Knows how many trials there are, and bounds their time.
             max_concurrent: Trials at once at most.
             console: Where to show. A live view is drawn only on a terminal that can move its cursor.
+            searched_seconds: Tells how much of the time budget is spent; None counts from now.
         """
         self._recorder, self._max_concurrent, self._console = recorder, max_concurrent, console
         self._time_left = time_left
         self._shown_fields = {cell.name: (*cell.axes, *(("repeat",) if strategy.repeats > 1 else ())) for cell in space.cells()}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
         self._most_running = 1
-        self._started_at = self._shown_at = time.monotonic()
+        started_at = self._shown_at = time.monotonic()
+        self._searched_seconds = searched_seconds or (lambda: time.monotonic() - started_at)
 
     def __enter__(self) -> Self:
         """Start the live view."""
@@ -108,15 +112,18 @@ class ProgressView(DriverOnly, Callback):
         """Say how far the search is, in parts."""
         records, now = self._recorder.records, time.monotonic()
         counts = Counter(record.status for record in records)
+        kinds = Counter(record.failure_kind for record in records if record.failure_kind is not None)
         ended = f"{len(records) - counts[TrialStatus.RUNNING]} of {self._time_left.num_trials} done"
-        kinds = [f"{counts[kind]} {kind}" for kind in (TrialStatus.STOPPED, TrialStatus.FAILED) if counts[kind]]
+        told = [f"{counts[TrialStatus.STOPPED]} stopped"] if counts[TrialStatus.STOPPED] else []
+        told += [f"{count} failed: {_words(kind)}" for kind, count in kinds.items()]
+        told += [f"{count} tried again: {_words(kind)}" for kind, count in self._recorder.retried().items()]
         left = self._time_left.text(
             records,
             slots=min(self._most_running, self._max_concurrent),
-            elapsed_seconds=now - self._started_at,
+            elapsed_seconds=self._searched_seconds(),
             now=now,
         )
-        return [f"{ended} ({', '.join(kinds)})" if kinds else ended, *self._speed(records, now), left]
+        return [f"{ended} ({', '.join(told)})" if told else ended, *self._speed(records, now), left]
 
     def _speed(self, records: list[TrialRecord], now: float) -> list[str]:
         num_epochs = sum(len(record.moments) - 1 for record in records)
@@ -181,6 +188,10 @@ def _outcome(record: TrialRecord) -> str:
         by = "the time budget" if record.stop_reason is StopReason.TIME else record.stop_reason
         return f"stopped by {by} at epoch {len(record.epochs)} ({recall})"
     return f"recall {recall} at epoch {best['epoch']} of {len(record.epochs)}"
+
+
+def _words(kind: FailureKind) -> str:
+    return kind.replace("_", " ")
 
 
 def _folded(parts: list[str], width: int) -> list[str]:

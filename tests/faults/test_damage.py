@@ -1,0 +1,155 @@
+"""Damaged files: noticed, named, survived."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune_lung.report import main as report
+from tune_lung.results.reader import read_run
+
+from tests.faults.search_process import (
+    SAMPLED,
+    SAMPLED_SPACE,
+    assert_as_if_nothing_had_happened,
+    begin,
+    searched,
+)
+
+pytestmark = pytest.mark.faults
+
+
+def flipped(path: Path) -> None:
+    """Change one byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    """Take the tail away."""
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def emptied(path: Path) -> None:
+    """Leave zero bytes."""
+    path.write_bytes(b"")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"one byte flipped": flipped, "the tail cut": cut, "zero bytes": emptied}
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def cut_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sampled run killed in its sixth of eight trials: there is something of everything but predictions."""
+    folder = tmp_path_factory.mktemp("cut_short")
+    options = begin(folder, *SAMPLED, "--cache", str(folder / "cache"), space=SAMPLED_SPACE)
+    fault = {"do": "kill driver", "file": "*/decisions/.*.parquet.*", "at": 7}
+    searched(*options, "--max-epochs", "4", status=KILLED, fault=fault)
+    return folder
+
+
+@pytest.fixture
+def copied(cut_short: Path, tmp_path: Path) -> Path:
+    """Run and cache of one's own."""
+    shutil.copytree(cut_short, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def resumed(folder: Path) -> str:
+    return searched("--resume", str(folder / "run"), "--cache", str(folder / "cache"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_file_of_the_run_that_is_read_back(copied: Path, undisturbed_sampled: Path, damage: str) -> None:
+    """Manifest, owner, every table and every checkpoint at once: all is done again, and comes out the same."""
+    run = copied / "run"
+    parts = [path for path in run.glob("*/*.parquet") if path.stem != "schema"]
+    assert {path.parent.name for path in parts} == {"trials", "epochs", "decisions", "images", "validation_predictions"}
+    for path in (run / "run.json", run / ".owner.json", *run.glob("checkpoints/*/*.safetensors"), *parts):
+        DAMAGES[damage](path)
+    assert set(read_run(run).damaged) == {"run.json", *(f"{path.parent.name}/{path.name}" for path in parts)}
+    printed = resumed(copied)
+    assert "run.json is damaged; its copy is used." in printed
+    told = next(line for line in printed.splitlines() if line.startswith("Damaged and passed over: run.json"))
+    assert all(f"{path.parent.name}/{path.name}" in told for path in parts)
+    assert_as_if_nothing_had_happened(run, undisturbed_sampled)
+    assert read_run(run).manifest["attempt"] == 2
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_checkpoint_of_the_trial_that_goes_on(copied: Path, undisturbed_sampled: Path, damage: str) -> None:
+    run = copied / "run"
+    trials = read_run(run).trials
+    (running,) = trials.loc[trials["status"] == "running", "trial_id"]
+    DAMAGES[damage](run / "checkpoints" / running / "last.safetensors")
+    assert f"Trial {running} " in (printed := resumed(copied))
+    assert "damaged and passed over: checkpoint last." in printed
+    assert_as_if_nothing_had_happened(run, undisturbed_sampled)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_file_of_the_cache(copied: Path, undisturbed_sampled: Path, damage: str) -> None:
+    files = [path for kind in ("stores", "phantoms", "digests") for path in (copied / "cache" / kind).rglob("*") if path.is_file()]
+    assert {".npy", ".npz", ".json", ".png"} <= {path.suffix for path in files}
+    for path in files:
+        DAMAGES[damage](path)
+    printed = resumed(copied)
+    assert "An entry of the cache (stores) is damaged" in printed
+    assert "An entry of the cache (phantoms) is damaged" in printed
+    assert_as_if_nothing_had_happened(copied / "run", undisturbed_sampled)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_prefix_features(undisturbed: Path, tmp_path: Path, damage: str) -> None:
+    cache = ("--cache", str(tmp_path / "cache"))
+    fault = {"do": "kill driver", "file": "*/checkpoints/*/.last.safetensors.*", "at": 1}
+    begun = begin(tmp_path, "--max-concurrent", "1", *cache)
+    searched(*begun, "--max-epochs", "4", "--set", "model=resnet18", status=KILLED, fault=fault)
+    files = [path for path in (tmp_path / "cache" / "features").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    for path in files:
+        DAMAGES[damage](path)
+    searched("--resume", str(tmp_path / "run"), *cache)
+    run, other = read_run(tmp_path / "run"), read_run(undisturbed)
+    same = other.trials.merge(run.trials, on=["trial_id", "selection_score", "val_loss", "test_macro_recall"])
+    assert len(same) == len(run.trials) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_warm_start_taught(undisturbed_sampled: Path, tmp_path: Path, damage: str) -> None:
+    fault = {"do": "kill driver", "file": "*/trials/.*.parquet.*", "at": 1}
+    options = begin(tmp_path, *SAMPLED, "--warm-start", str(undisturbed_sampled), space=SAMPLED_SPACE)
+    searched(*options, "--max-epochs", "4", status=KILLED, fault=fault)
+    DAMAGES[damage](tmp_path / "run" / "warm_start.json")
+    printed = searched("--resume", str(tmp_path / "run"))
+    assert "warm_start.json is damaged: going on without what the earlier run taught" in printed
+    assert read_run(tmp_path / "run").manifest["status"] == "completed"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_reported_with_what_is_left(
+    undisturbed: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    part = next(path for path in (run / "predictions").glob("*.parquet") if path.stem != "schema")
+    for path in (run / "run.json", part):
+        DAMAGES[damage](path)
+    assert report([str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert f"predictions/{part.name}" in printed
+    assert "run.json" in printed
+
+
+def test_a_best_checkpoint_damaged_before_the_evaluation_leaves_its_trial_untested(tmp_path: Path) -> None:
+    fault = {"do": "kill driver", "file": "*/predictions/.*.parquet.*", "at": 1}
+    searched(*begin(tmp_path), "--max-epochs", "4", status=KILLED, fault=fault)
+    damaged = sorted((tmp_path / "run" / "checkpoints").iterdir())[0]
+    flipped(damaged / "best.safetensors")
+    printed = searched("--resume", str(tmp_path / "run"))
+    assert f"Trial {damaged.name} " in printed
+    assert "is not tested. The checkpoint 'best'" in printed
+    trials = read_run(tmp_path / "run").trials.set_index("trial_id")
+    assert trials["test_macro_recall"].isna().to_dict() == {name: name == damaged.name for name in trials.index}

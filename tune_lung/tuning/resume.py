@@ -1,0 +1,233 @@
+"""Going on from the ledger: earlier attempts' trials as records, and the studies brought to where those attempts had them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune_lung.config import checked_value
+from tune_lung.errors import InputError
+from tune_lung.results.reader import Run, plain_rows
+from tune_lung.results.schema import FailureKind, StopReason, TrialStatus
+from tune_lung.space import Cell, SearchSpace
+from tune_lung.strategy import Strategy
+from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.plan import SearchSetup, TrialPlan
+from tune_lung.tuning.proposals.studies import (
+    Outcome,
+    Proposal,
+    Studies,
+    Values,
+    objective_values,
+    outcome_of,
+    outcome_of_repeats,
+)
+from tune_lung.tuning.recorder import FACT_COLUMNS, EarlierAttempts, Recorder, TrialRecord
+
+_TEST_COLUMNS = ("test_macro_recall", "test_micro_recall")
+
+
+def earlier_attempts(
+    run: Run, space: SearchSpace, strategy: Strategy, setup: SearchSetup, *, is_time_left: bool
+) -> EarlierAttempts:
+    """Read what the attempts before left.
+
+    A trial is finished when its row says so and its epochs are all there. Otherwise it goes on from its newest checkpoint,
+    which knows its epochs too. One that ended for want of epochs or of time goes on where there are more now.
+
+    Args:
+        run: The run as it lies there; parts of it may be damaged.
+        space: What is tried, as it goes on.
+        strategy: How it is searched, as it goes on.
+        setup: Works out each trial's identity.
+        is_time_left: Whether trials that the time budget ended go on.
+
+    Raises:
+        InputError: A trial of the run is none of this search.
+    """
+    cells = {cell.name: cell for cell in space.cells()}
+    epochs, decisions, profile = (
+        _rows_by_trial(table, order)
+        for table, order in ((run.epochs, "epoch"), (run.decisions, "decision"), (run.profile, "epoch"))
+    )
+    records = []
+    for row in plain_rows(run.trials):
+        trial_id = row["trial_id"]
+        record = TrialRecord(
+            plan=_plan_of(row, cells, setup),
+            resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=row["concurrent_trials"]),
+            status=TrialStatus(row["status"]),
+            stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
+            failure=row.get("failure"),
+            failure_kind=FailureKind(row["failure_kind"]) if "failure_kind" in row else None,
+            attempts=row["attempts"],
+            proposed_order=row.get("proposed_order", 0),
+            ended_order=row.get("ended_order"),
+            epochs=epochs.pop(trial_id, []),
+            decisions=decisions.pop(trial_id, []),
+            profile=profile.pop(trial_id, []),
+            facts={name: row.get(name) for name in FACT_COLUMNS},
+            test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
+        )
+        _reopen(record, num_epochs=row["epochs_run"], is_time_left=is_time_left)
+        records.append(record)
+    order = max((order for record in records for order in (record.proposed_order, record.ended_order or 0)), default=0)
+    settled = [record for record in records if record.status is TrialStatus.RUNNING and record.has_all_epochs_to_its_stop]
+    for record in settled:
+        order += 1
+        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order)
+    records.sort(key=lambda record: (record.proposed_order, record.plan.trial_id))
+    numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
+    numbers += [int(row["decision"]) for record in records for row in record.decisions]
+    return EarlierAttempts(
+        records=records, settled=settled, loose_decisions=decisions, num_decisions=max(numbers, default=0), order=order
+    )
+
+
+def _rows_by_trial(table: Any, order: str) -> dict[str, list[dict[str, Any]]]:
+    rows_by_trial: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in plain_rows(table):
+        if "trial_id" in row:
+            rows_by_trial[row["trial_id"]].append(row)
+    return {trial_id: sorted(rows, key=lambda row: row[order]) for trial_id, rows in rows_by_trial.items()}
+
+
+def _plan_of(row: Mapping[str, Any], cells: Mapping[str, Cell], setup: SearchSetup) -> TrialPlan:
+    cell = cells.get(row["cell"])
+    plan = None
+    if cell is not None and cell.axes.keys() <= row.keys():
+        plan = setup.plan_trial(cell.name, cell.with_values(_values_of(cell, row)), row["repeat"])
+    if plan is None or plan.trial_id != row["trial_id"]:
+        raise InputError(
+            f"Trial {row['trial_id']} of the run, of cell '{row['cell']}', is none of this search: another version of tune_lung"
+            " trains it otherwise. Go on with the one that began the run; run.json names it."
+        )
+    return plan
+
+
+def _values_of(cell: Cell, columns: Mapping[str, Any]) -> Values:
+    return {name: checked_value(name, columns[name]) for name in cell.axes}
+
+
+def _reopen(record: TrialRecord, *, num_epochs: int, is_time_left: bool) -> None:
+    """Let a trial that has ended go on where there is reason to."""
+    has_lost_epochs = len(record.epochs) < num_epochs and record.status is not TrialStatus.FAILED
+    has_more_epochs = record.stop_reason is StopReason.MAX_EPOCHS and len(record.epochs) < record.plan.trial.max_epochs
+    has_more_time = record.stop_reason is StopReason.TIME and is_time_left
+    if has_lost_epochs or has_more_epochs or has_more_time:
+        record.status = TrialStatus.RUNNING
+    if has_more_epochs or has_more_time:
+        record.test_scores = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """Where a replay has brought a search."""
+
+    unfinished: Sequence[tuple[Proposal, int]]
+    """Trials that go on or never began, a proposal and the number of a repeat each, in the order of their proposal."""
+    ended: dict[int, list[Outcome]]
+    """How repeats ended of proposals of which others have not, by the proposal's number."""
+    observed: Mapping[int, int]
+    """The last epoch that the studies were told of, by the proposal's number."""
+
+
+def replay(studies: Studies, strategy: Strategy, recorder: Recorder, earlier: Iterable[TrialRecord]) -> Replayed:
+    """Ask and tell new studies as earlier attempts asked and told theirs, in the same order.
+
+    Where the samplers draw as they drew then, every proposal is drawn again, and all that follows is as if nothing had
+    happened. Where they draw otherwise, as those of another version, what was proposed then counts.
+
+    Args:
+        studies: As they were before the first proposal.
+        strategy: Repeats and objectives.
+        recorder: Works out each trial's identity.
+        earlier: Every trial of earlier attempts.
+    """
+    records = {record.plan.trial_id: record for record in earlier}
+    return _Replay(studies, strategy, recorder, records).run()
+
+
+class _Replay:
+    """One replay under way."""
+
+    def __init__(self, studies: Studies, strategy: Strategy, recorder: Recorder, records: Mapping[str, TrialRecord]) -> None:
+        self._studies, self._strategy, self._recorder, self._records = studies, strategy, recorder, records
+        self._cells = {cell.name: cell for cell in studies.cells}
+        self._by_point: dict[str, list[TrialRecord]] = defaultdict(list)
+        for record in records.values():
+            self._by_point[self._first_id(record.plan)].append(record)
+        self._proposals: dict[str, Proposal] = {}
+        """Every proposal drawn, by the id of its first repeat."""
+        self._observed: dict[int, int] = {}
+        self._ended: dict[int, list[Outcome]] = {}
+
+    def run(self) -> Replayed:
+        """Ask and tell in the recorded order."""
+        events: list[tuple[int, str, str]] = []
+        for first_id, repeats in self._by_point.items():
+            events.append((min(record.proposed_order for record in repeats), "asked", first_id))
+            events += [(record.ended_order or 0, "ended", record.plan.trial_id) for record in repeats if _has_ended(record)]
+        for _, kind, trial_id in sorted(events):
+            if kind == "asked":
+                self._ask(trial_id)
+            else:
+                self._tell(self._records[trial_id])
+        for record in self._records.values():
+            if not _has_ended(record):
+                self._observe(record)
+        return Replayed(unfinished=self._unfinished(), ended=self._ended, observed=self._observed)
+
+    def _first_id(self, plan: TrialPlan) -> str:
+        return self._recorder.plan_of({"cell": plan.cell, "point": self._point_of(plan), "repeat": 0}).trial_id
+
+    def _point_of(self, plan: TrialPlan) -> Mapping[str, Any]:
+        cell = self._cells[plan.cell]
+        return cell.with_values(_values_of(cell, plan.trial.columns()))
+
+    def _ask(self, first_id: str) -> None:
+        """Draw until the recorded proposal comes; what comes before it was recorded later, or its record is lost."""
+        plan = self._by_point[first_id][0].plan
+        cell = self._cells[plan.cell]
+        while first_id not in self._proposals:
+            proposal = self._studies.propose()
+            if proposal is None:
+                self._proposals[first_id] = self._studies.propose_again(cell, _values_of(cell, plan.trial.columns()))
+                return
+            drawn = self._recorder.plan_of({"cell": proposal.cell.name, "point": proposal.point, "repeat": 0}).trial_id
+            if drawn == first_id or drawn in self._by_point or proposal.cell.name != cell.name:
+                self._proposals[drawn] = proposal
+            else:
+                self._proposals[first_id] = self._studies.correct(proposal, _values_of(cell, plan.trial.columns()))
+
+    def _tell(self, record: TrialRecord) -> None:
+        number = self._proposals[self._first_id(record.plan)].number
+        self._observe(record)
+        values = objective_values(record.row(), self._strategy.objectives) if record.status is TrialStatus.COMPLETED else None
+        ended = self._ended.setdefault(number, [])
+        ended.append(outcome_of(record.status, values))
+        if len(ended) == self._strategy.repeats:
+            self._studies.tell(number, *outcome_of_repeats(self._ended.pop(number)))
+
+    def _observe(self, record: TrialRecord) -> None:
+        if self._strategy.repeats > 1:
+            return
+        number = self._proposals[self._first_id(record.plan)].number
+        for row in record.epochs:
+            self._studies.observe(number, row["epoch"], row["selection_score"])
+            self._observed[number] = row["epoch"]
+
+    def _unfinished(self) -> list[tuple[Proposal, int]]:
+        unfinished = []
+        for proposal in sorted(self._proposals.values(), key=lambda proposal: proposal.number):
+            for repeat in range(self._strategy.repeats):
+                plan = self._recorder.plan_of({"cell": proposal.cell.name, "point": proposal.point, "repeat": repeat})
+                record = self._records.get(plan.trial_id)
+                if record is None or record.status is TrialStatus.RUNNING:
+                    unfinished.append((proposal, repeat))
+        return unfinished
+
+
+def _has_ended(record: TrialRecord) -> bool:
+    """Whether a study hears of the trial's end; one that the time budget ended goes on when there is time."""
+    return record.status is not TrialStatus.RUNNING and record.stop_reason is not StopReason.TIME
