@@ -28,6 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tuned_run(folder / "tuned", still_running=2)
     for name, moment in (("phantoms", "2026-03-01T10:00:00"), ("real", "2026-02-01T10:00:00"), ("tuned", "2026-03-01T11:30:59")):
         manifest = json.loads((folder / name / "run.json").read_text())
+        del manifest["sha256"]
         (folder / name / "run.json").write_text(json.dumps(manifest | {"started_utc": f"{moment}+00:00"}))
     (folder / "real" / "trials" / "broken.parquet").write_bytes(b"no parquet")
     for name, text in (("torn", '{"schema_ver'), ("empty", '{"schema_version": 1}'), ("newer", '{"schema_version": 99}')):
@@ -63,7 +64,7 @@ def test_list_names_what_is_damaged_and_passes_over_what_is_no_run(runs: Path, c
     assert len(damaged) == 4
     assert "real/trials/broken.parquet" in damaged
     for name, reason in (
-        ("torn", "cannot be read (JSONDecodeError)"),
+        ("torn", "cannot be read (DamagedFileError)"),
         ("empty", "lacks what a run must say"),
         ("newer", "newer"),
     ):

@@ -46,7 +46,7 @@ def exit_status(command: Callable[[], int]) -> int:
         command: The work; it returns the exit status of its own.
 
     Returns:
-        That status; 2 after an InputError, a full disk or one that cannot be written; 130 after Ctrl-C.
+        That status; 2 after an InputError, a full disk or one that cannot be written; 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         return command()
@@ -58,5 +58,5 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         sys.stderr.write(f"error: {error.strerror}. Free some room, or give a folder that can be written.\n")
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return int(getattr(interrupt, "exit_status", 130))

@@ -134,6 +134,7 @@ def _search(search: _Search, console: Console) -> int:
     from tune_lung.models.weights import resolve_weights
     from tune_lung.tuning.cluster import plan_resources, ray_session
     from tune_lung.tuning.forecasting.dry_run import dry_run
+    from tune_lung.tuning.forecasting.room import warning_of_room
 
     request = _data_request(options, search.run)
     request.check()
@@ -158,11 +159,15 @@ def _search(search: _Search, console: Console) -> int:
             setup = _setup_of(search, request, prepared, weights, resources)
             announcement = _announcement(search.space, search.strategy, setup, resources, prepared)
             console.print(announcement, highlight=False, soft_wrap=True)
+            num_classes, out = len(prepared.classes), search.root.parent
+            warning = warning_of_room(search.space, search.strategy, search.run, num_classes=num_classes, out=out)
+            if warning is not None and not options.dry_run:  # which refuses what has no room
+                _say(console, warning)
             known = _known_trials(search, setup, console)
             if options.dry_run:
                 dry_run(search.space, search.strategy, setup, resources, console=console)
                 return 0
-            with _opened_ledger(search, setup, prepared, known) as (ledger, ownership):
+            with _opened_ledger(search, setup, prepared, known) as (ledger, ownership, found):
                 started_seconds = time.monotonic() - started - store_seconds
                 supervised = _Supervised(
                     search=search,
@@ -171,6 +176,7 @@ def _search(search: _Search, console: Console) -> int:
                     ledger=ledger,
                     ownership=ownership,
                     known=known,
+                    found=found,
                     seconds_before=(started_seconds, store_seconds),
                 )
                 status = _supervise(supervised, console)
@@ -258,6 +264,7 @@ def _data_request(options: argparse.Namespace, run: RunConfig) -> "DataRequest":
         run=run,
         limit=options.limit,
         strict_data=options.strict_data,
+        follow_links=options.follow_links,
         cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
         cache_size_bytes=bytes_of(options.cache_size),
     )
@@ -310,11 +317,12 @@ def _with_numerics(
 @contextmanager
 def _opened_ledger(
     search: _Search, setup: "SearchSetup", prepared: "PreparedData", known: "Sequence[KnownTrial]"
-) -> "Iterator[tuple[Ledger, Ownership]]":
-    """Begin a run's ledger, or go on with it, as its one owner."""
+) -> "Iterator[tuple[Ledger, Ownership, Run | None]]":
+    """Begin a run's ledger, or go on with it, as its one owner; give what earlier attempts left too."""
     from tune_lung.results.ledger import Ledger
     from tune_lung.results.manifest import resumed
     from tune_lung.results.ownership import Ownership
+    from tune_lung.results.reader import read_run
     from tune_lung.resume_options import check_same_data, check_same_weights, remember_command
 
     sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
@@ -322,12 +330,12 @@ def _opened_ledger(
         ledger = _new_ledger(search, setup, prepared, known, sources)
         remember_command(search.root, search.arguments, search.options)
         with Ownership.claim(search.root, at_least=1) as ownership:
-            yield ledger, ownership
+            yield ledger, ownership, None
         return
     counts = {part: int((prepared.images["split"] == part).sum()) for part in get_args(Split)}
     check_same_data(search.resumed, fingerprint=prepared.fingerprint, counts=counts)
     check_same_weights(search.resumed, sources)
-    ledger = Ledger.open(search.root)
+    found, ledger = read_run(search.root), Ledger.open(search.root)
     manifest = resumed(
         ledger.read_manifest(),
         attempt=search.ownership.attempt,
@@ -339,7 +347,7 @@ def _opened_ledger(
     if not ledger.has_images():
         ledger.write_images(prepared.images)
     remember_command(search.root, search.arguments, search.options)
-    yield ledger, search.ownership
+    yield ledger, search.ownership, found
 
 
 def _new_ledger(
@@ -409,6 +417,8 @@ class _Supervised:
     ledger: "Ledger"
     ownership: "Ownership"
     known: "Sequence[KnownTrial]"
+    found: "Run | None"
+    """What earlier attempts left."""
     seconds_before: tuple[float, float]
     """What the start took, and the pixel store."""
 
@@ -448,14 +458,12 @@ def _supervise(supervised: _Supervised, console: Console) -> int | None:
 
 
 def _run(supervised: _Supervised, console: Console) -> "list[TrialRecord]":
-    from tune_lung.results.reader import read_run
     from tune_lung.results.schema import TimePart
     from tune_lung.tuning.resume import earlier_attempts
     from tune_lung.tuning.search_run import run_search
 
-    search, earlier = supervised.search, None
-    if search.resumed is not None:
-        found = read_run(search.root)
+    search, found, earlier = supervised.search, supervised.found, None
+    if found is not None:
         budget = search.strategy.time_budget_seconds
         is_time_left = budget is None or supervised.ownership.searched_seconds() < budget
         earlier = earlier_attempts(found, search.space, search.strategy, supervised.setup, is_time_left=is_time_left)

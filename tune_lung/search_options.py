@@ -107,6 +107,7 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image-size", type=int, default=128, metavar="PX", help="side in pixels (default: %(default)s)")
     group.add_argument("--limit", type=int, metavar="N", help="use N images at most, drawn class by class")
     group.add_argument("--strict-data", action="store_true", help="stop at a bad file instead of leaving it out")
+    group.add_argument("--follow-links", action="store_true", help="follow links that lead out of the image folder")
     group.add_argument(
         "--cache", type=Path, metavar="DIR", help="where decoded pixels and features lie (default: the user's cache folder)"
     )

@@ -58,7 +58,19 @@ def test_a_damaged_entry_is_built_again(cache):
     (folder / "content").unlink()
     (folder / "rest").touch()
     assert cache.entry("stores", "aa", build=write(3), check=check) == folder
-    assert [path.name for path in folder.iterdir()] == ["content"]
+    assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["content"]
+
+
+@pytest.mark.parametrize("where", [0, 1, -1])
+def test_an_entry_with_a_flipped_byte_is_noticed_and_built_again(cache, where, caplog):
+    folder = cache.entry("stores", "aa", build=write(3), check=lambda _: None)
+    whole = (folder / "content").read_bytes()
+    content = bytearray(whole)
+    content[where] ^= 1
+    (folder / "content").write_bytes(content)
+    cache.entry("stores", "aa", build=write(3), check=lambda _: None)
+    assert (folder / "content").read_bytes() == whole
+    assert "An entry of the cache (stores) is damaged" in caplog.text
 
 
 def test_what_a_killed_builder_left_is_removed(cache):

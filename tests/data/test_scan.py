@@ -95,11 +95,31 @@ def test_scan_leaves_out_a_link_to_itself_and_a_link_to_nothing(tmp_path):
     assert reasons(tmp_path) == {"A/self.png": ExclusionReason.BROKEN_LINK, "A/gone.png": ExclusionReason.BROKEN_LINK}
 
 
-def test_scan_follows_links_to_images_and_folders(tmp_path):
-    put(tmp_path, "far/1.png", "root/B/1.png")
-    (tmp_path / "root/A").symlink_to(tmp_path / "far", target_is_directory=True)
-    (tmp_path / "root/B/2.png").symlink_to(tmp_path / "far/1.png")
-    assert [image.relative for image in scan(tmp_path / "root").images] == ["A/1.png", "B/1.png", "B/2.png"]
+def test_scan_follows_links_within_the_folder(tmp_path):
+    put(tmp_path, "A/images/1.png", "B/1.png")
+    (tmp_path / "B/2.png").symlink_to(tmp_path / "A/images/1.png")
+    assert [image.relative for image in scan(tmp_path).images] == ["A/images/1.png", "B/1.png", "B/2.png"]
+
+
+def test_scan_leaves_out_links_that_lead_out_of_the_folder_unless_told_to_follow(tmp_path):
+    put(tmp_path, "far/1.png", "root/B/1.png", "root/C/1.png", "far/masks/1.png")
+    root = tmp_path / "root"
+    (root / "A").symlink_to(tmp_path / "far", target_is_directory=True)
+    (root / "B/2.png").symlink_to(tmp_path / "far/1.png")
+    (root / "C/masks").symlink_to(tmp_path / "far/masks", target_is_directory=True)
+    assert reasons(root) == dict.fromkeys(("A", "B/2.png", "C/masks"), ExclusionReason.OUTSIDE_LINK)
+    followed = scan(root, follow_links=True)
+    assert [image.relative for image in followed.images] == ["A/1.png", "B/1.png", "B/2.png", "C/1.png"]
+    assert followed.excluded == ()
+
+
+def test_a_folder_made_of_links_is_refused_with_the_option_that_follows_them(tmp_path):
+    put(tmp_path, "far/A/1.png", "far/B/1.png")
+    (tmp_path / "root").mkdir()
+    for name in ("A", "B"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "far" / name, target_is_directory=True)
+    with pytest.raises(InputError, match=r"made of links that lead out of it \(2\).* --follow-links"):
+        scan(tmp_path / "root")
 
 
 def test_scan_never_opens_a_pipe(tmp_path):

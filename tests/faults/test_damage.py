@@ -1,7 +1,6 @@
 """Damaged files: noticed, named, survived."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from tune_lung.report import main as report
 from tune_lung.results.reader import read_run
 
+from tests.faults.damage import DAMAGES
 from tests.faults.search_process import (
     SAMPLED,
     SAMPLED_SPACE,
@@ -20,24 +20,6 @@ from tests.faults.search_process import (
 pytestmark = pytest.mark.faults
 
 
-def flipped(path: Path) -> None:
-    """Change one byte in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    """Take the tail away."""
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def emptied(path: Path) -> None:
-    """Leave zero bytes."""
-    path.write_bytes(b"")
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {"one byte flipped": flipped, "the tail cut": cut, "zero bytes": emptied}
 KILLED = -9
 
 
@@ -46,7 +28,7 @@ def cut_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sampled run killed in its sixth of eight trials: there is something of everything but predictions."""
     folder = tmp_path_factory.mktemp("cut_short")
     options = begin(folder, *SAMPLED, "--cache", str(folder / "cache"), space=SAMPLED_SPACE)
-    fault = {"do": "kill driver", "file": "*/decisions/.*.parquet.*", "at": 7}
+    fault = {"do": "kill driver", "file": "*/decisions/.[0-9a-f]*.parquet.*", "at": 6}
     searched(*options, "--max-epochs", "4", status=KILLED, fault=fault)
     return folder
 
@@ -92,7 +74,9 @@ def test_the_newest_checkpoint_of_the_trial_that_goes_on(copied: Path, undisturb
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_file_of_the_cache(copied: Path, undisturbed_sampled: Path, damage: str) -> None:
-    files = [path for kind in ("stores", "phantoms", "digests") for path in (copied / "cache" / kind).rglob("*") if path.is_file()]
+    files = [
+        path for kind in ("stores", "phantoms", "digests") for path in (copied / "cache" / kind).rglob("*") if path.is_file()
+    ]
     assert {".npy", ".npz", ".json", ".png"} <= {path.suffix for path in files}
     for path in files:
         DAMAGES[damage](path)
@@ -106,7 +90,7 @@ def test_every_file_of_the_cache(copied: Path, undisturbed_sampled: Path, damage
 def test_prefix_features(undisturbed: Path, tmp_path: Path, damage: str) -> None:
     cache = ("--cache", str(tmp_path / "cache"))
     fault = {"do": "kill driver", "file": "*/checkpoints/*/.last.safetensors.*", "at": 1}
-    begun = begin(tmp_path, "--max-concurrent", "1", *cache)
+    begun = begin(tmp_path, *cache)
     searched(*begun, "--max-epochs", "4", "--set", "model=resnet18", status=KILLED, fault=fault)
     files = [path for path in (tmp_path / "cache" / "features").rglob("*") if path.is_file()]
     assert len(files) >= 4
@@ -120,7 +104,7 @@ def test_prefix_features(undisturbed: Path, tmp_path: Path, damage: str) -> None
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_a_warm_start_taught(undisturbed_sampled: Path, tmp_path: Path, damage: str) -> None:
-    fault = {"do": "kill driver", "file": "*/trials/.*.parquet.*", "at": 1}
+    fault = {"do": "kill driver", "file": "*/trials/.[0-9a-f]*.parquet.*", "at": 1}
     options = begin(tmp_path, *SAMPLED, "--warm-start", str(undisturbed_sampled), space=SAMPLED_SPACE)
     searched(*options, "--max-epochs", "4", status=KILLED, fault=fault)
     DAMAGES[damage](tmp_path / "run" / "warm_start.json")
@@ -144,10 +128,10 @@ def test_a_damaged_run_is_reported_with_what_is_left(
 
 
 def test_a_best_checkpoint_damaged_before_the_evaluation_leaves_its_trial_untested(tmp_path: Path) -> None:
-    fault = {"do": "kill driver", "file": "*/predictions/.*.parquet.*", "at": 1}
+    fault = {"do": "kill driver", "file": "*/predictions/.[0-9a-f]*.parquet.*", "at": 1}
     searched(*begin(tmp_path), "--max-epochs", "4", status=KILLED, fault=fault)
     damaged = sorted((tmp_path / "run" / "checkpoints").iterdir())[0]
-    flipped(damaged / "best.safetensors")
+    DAMAGES["one byte flipped"](damaged / "best.safetensors")
     printed = searched("--resume", str(tmp_path / "run"))
     assert f"Trial {damaged.name} " in printed
     assert "is not tested. The checkpoint 'best'" in printed

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tune_lung.results.reader import read_run
+
 from tests.faults.search_process import (
     SAMPLED,
     SAMPLED_SPACE,
@@ -17,7 +19,6 @@ from tests.faults.search_process import (
     searched,
     wait_until,
 )
-from tune_lung.results.reader import read_run
 
 pytestmark = pytest.mark.faults
 
@@ -26,11 +27,11 @@ MOMENTS = {
     "before the first trial": ("*/images/.images.parquet.*", 1),
     "while a checkpoint is written": ("*/checkpoints/*/.last.safetensors.*", 1),
     "while a best network is written": ("*/checkpoints/*/.best.safetensors.*", 1),
-    "while a ledger part is written": ("*/epochs/.*.parquet.*", 2),
-    "while a trial's row is written": ("*/trials/.*.parquet.*", 4),
-    "while validation predictions are written": ("*/validation_predictions/.*.parquet.*", 2),
+    "while a ledger part is written": ("*/epochs/.[0-9a-f]*.parquet.*", 2),
+    "while a trial's row is written": ("*/trials/.[0-9a-f]*.parquet.*", 4),
+    "while validation predictions are written": ("*/validation_predictions/.[0-9a-f]*.parquet.*", 2),
     "while the manifest is written": ("*/.run.json.*", 3),
-    "during the evaluation": ("*/predictions/.*.parquet.*", 2),
+    "during the evaluation": ("*/predictions/.[0-9a-f]*.parquet.*", 2),
 }
 """File names, and how often such a file must have been written by one process, when the kill comes."""
 
@@ -81,10 +82,10 @@ def test_killed_while_figures_are_drawn(tmp_path: Path, undisturbed: Path) -> No
 
 
 def test_killed_during_a_resume_and_resumed_again(tmp_path: Path, undisturbed: Path) -> None:
-    fault = {"do": "kill driver", "file": "*/epochs/.*.parquet.*", "at": 2}
+    fault = {"do": "kill driver", "file": "*/epochs/.[0-9a-f]*.parquet.*", "at": 2}
     searched(*begin(tmp_path), "--max-epochs", "4", status=KILLED, fault=fault)
     first = keys_of(tmp_path / "run")
-    for file, at in (("*/.run.json.*", 1), ("*/trials/.*.parquet.*", 1)):
+    for file, at in (("*/.run.json.*", 1), ("*/trials/.[0-9a-f]*.parquet.*", 1)):
         searched("--resume", str(tmp_path / "run"), status=KILLED, fault={"do": "kill driver", "file": file, "at": at})
     searched("--resume", str(tmp_path / "run"))
     assert_nothing_lost(first, tmp_path / "run")
@@ -96,7 +97,7 @@ def test_killed_during_a_resume_and_resumed_again(tmp_path: Path, undisturbed: P
 def test_a_sampled_search_killed_at_a_rung_goes_on_with_the_same_points_and_verdicts(
     tmp_path: Path, undisturbed_sampled: Path, at: int
 ) -> None:
-    fault = {"do": "kill driver", "file": "*/decisions/.*.parquet.*", "at": at}
+    fault = {"do": "kill driver", "file": "*/decisions/.[0-9a-f]*.parquet.*", "at": at}
     searched(*begin(tmp_path, *SAMPLED, space=SAMPLED_SPACE), "--max-epochs", "4", status=KILLED, fault=fault)
     before = keys_of(tmp_path / "run")
     searched("--resume", str(tmp_path / "run"))

@@ -14,8 +14,8 @@ EXPECTED = {
         frozen_blocks weights batch_size learning_rate optimizer weight_decay learning_rate_schedule label_smoothing
         batch_sampling input augmentation max_epochs patience precision weights_name weights_sha256 trial_seed status stop_reason
         failure failure_kind attempts proposed_order ended_order epochs_run best_epoch selection_score val_loss val_macro_recall
-        val_micro_recall test_macro_recall test_micro_recall total_params trainable_params mult_adds epoch_seconds_mean prefix_seconds prefix_cached cpus gpus
-        concurrent_trials device
+        val_micro_recall test_macro_recall test_micro_recall total_params trainable_params mult_adds epoch_seconds_mean
+        prefix_seconds prefix_cached cpus gpus concurrent_trials device
     """,
     "epochs": """
         trial_id epoch train_loss val_loss val_macro_recall val_micro_recall selection_score epoch_seconds validation_seconds

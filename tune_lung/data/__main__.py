@@ -73,6 +73,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.add_argument("directory", type=Path, metavar="DIR", help="the data folder")
+    command.add_argument("--follow-links", action="store_true", help="follow links that lead out of it")
     command.set_defaults(command=lines)
     return command
 
@@ -127,7 +128,7 @@ def _is_good(mask: Path | None) -> bool:
 
 def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
     """Describe a folder: what a search would find in it."""
-    found = scan(options.directory)
+    found = scan(options.directory, follow_links=options.follow_links)
     if found.synthetic:
         yield _SYNTHETIC_LINE
     with _progress() as progress, without_pillow_warnings(), ThreadPoolExecutor(num_workers()) as pool:
@@ -189,7 +190,7 @@ def _audit_lines(options: argparse.Namespace) -> Iterator[str]:
         for name in data.classes:
             counts = Counter(used.loc[used["class"] == name, "split"])
             yield f"  {name}: {' / '.join(str(counts[split]) for split in SPLITS)}"
-    for mismatch in metadata_mismatches(scan(options.directory)):
+    for mismatch in metadata_mismatches(scan(options.directory, follow_links=options.follow_links)):
         if mismatch.readable:
             yield (
                 f"metadata of {mismatch.class_name}: {mismatch.rows_without_image} rows name an absent image, "
@@ -223,7 +224,13 @@ def _prepared(options: argparse.Namespace) -> Iterator[PreparedData]:
     run = RunConfig(protocol=options.protocol, image_size=options.image_size, seed=options.seed)
     with Cache.open(options.cache, round(options.cache_size * 1e9)) as cache, _progress() as progress:
         data = prepare(
-            options.directory, run=run, cache=cache, limit=options.limit, strict_data=options.strict_data, progress=progress
+            options.directory,
+            run=run,
+            cache=cache,
+            limit=options.limit,
+            strict_data=options.strict_data,
+            follow_links=options.follow_links,
+            progress=progress,
         )
         yield data
 

@@ -12,6 +12,8 @@ class ExclusionReason(StrEnum):
     """A folder whose name ends like an image's."""
     LINK_LOOP = "link_loop"
     """A link to a folder that is read already, or that holds the data folder itself."""
+    OUTSIDE_LINK = "outside_link"
+    """A link that leads out of the data folder."""
     BROKEN_LINK = "broken_link"
     """A link that leads nowhere."""
     NOT_A_FILE = "not_a_file"

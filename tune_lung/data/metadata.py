@@ -1,6 +1,7 @@
 """The release's tables `CLASS.metadata.xlsx`: where each image came from. They give nothing else, and nothing depends on them."""
 
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from python_calamine import CalamineWorkbook
 
 from tune_lung.data.scan import IMAGE_SUFFIXES, Scan
 
+_MOST_BYTES = 200_000_000
+"""Unpacked size of the largest table that is read: the release's largest takes 2 MB for 10,000 rows."""
 _NAME_HEADERS = ("file name", "filename", "file_name")
 _SOURCE_HEADERS = ("url", "source")
 
@@ -26,7 +29,8 @@ class ClassMetadata:
 def metadata_file(root: Path, class_name: str) -> Path | None:
     """Find a class's table, beside its folder."""
     path = root / f"{class_name}.metadata.xlsx"
-    return path if path.is_file() else None
+    is_inside = path.is_file() and path.resolve().is_relative_to(root.resolve())  # a link may lead anywhere
+    return path if is_inside else None
 
 
 def read_metadata(path: Path) -> ClassMetadata:
@@ -39,11 +43,20 @@ def read_metadata(path: Path) -> ClassMetadata:
         Its rows; `readable` is False, and there are none, where the file is damaged or has no column of names.
     """
     try:
+        _require_table_size(path)
         with CalamineWorkbook.from_path(path) as book:
             rows = book.get_sheet_by_index(0).to_python()
         return ClassMetadata(readable=True, sources=_sources(rows))
     except Exception:  # a damaged table can raise anything, and must not stop a search
         return ClassMetadata(readable=False, sources={})
+
+
+def _require_table_size(path: Path) -> None:
+    """Refuse an archive that would unpack to more than any table of images is; nothing of it is unpacked here."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > _MOST_BYTES:
+        raise ValueError(f"The table would unpack to {size} bytes.")
 
 
 def _sources(rows: Sequence[Sequence[object]]) -> dict[str, str | None]:

@@ -59,6 +59,7 @@ def prepare(
     cache: Cache,
     limit: int | None = None,
     strict_data: bool = False,
+    follow_links: bool = False,
     synthetic: bool = False,
     progress: Progress | None = None,
 ) -> PreparedData:
@@ -70,6 +71,7 @@ def prepare(
         cache: Where the store and the files' digests lie.
         limit: Images to use, chosen by class before anything else; None for all.
         strict_data: Whether a file that cannot be used stops the command instead of being left out.
+        follow_links: Whether links that lead out of the folder are followed.
         synthetic: Whether the images are phantoms; a folder marked so counts as such anyway.
         progress: Told of each file done.
 
@@ -79,7 +81,7 @@ def prepare(
     Raises:
         InputError: The folder cannot be used, a class is too small, or `strict_data` found a bad file.
     """
-    found = scan(root)
+    found = scan(root, follow_links=follow_links)
     check_enough(Counter(image.class_name for image in found.images), "images")
     recipe = _Recipe(
         found=found,

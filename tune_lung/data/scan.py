@@ -60,11 +60,13 @@ class Scan:
     """Whether the folder is marked as made of phantoms."""
 
 
-def scan(root: Path) -> Scan:
+def scan(root: Path, *, follow_links: bool = False) -> Scan:
     """List the classes and images of a folder.
 
     Args:
         root: A folder with one folder per class.
+        follow_links: Whether links that lead out of the folder are followed. A stranger's folder may lead to files that are
+            none of its business; one's own may be made of links.
 
     Returns:
         What was found; whether a file can be decoded is not known yet.
@@ -72,14 +74,15 @@ def scan(root: Path) -> Scan:
     Raises:
         InputError: The folder does not exist, is no folder, is empty, or holds fewer than two classes.
     """
-    walks = [_ClassWalk.of(folder, root) for folder in _class_folders(root)]
-    walks = [walk for walk in walks if walk.images]
-    _check_classes(root, [walk.class_name for walk in walks])
+    walked = [_ClassWalk.of(folder, root, follow_links=follow_links) for folder in _class_folders(root)]
+    walks = [walk for walk in walked if walk.images]
+    num_outside = sum(item.reason is ExclusionReason.OUTSIDE_LINK for walk in walked for item in walk.excluded)
+    _check_classes(root, [walk.class_name for walk in walks], num_outside=num_outside)
     return Scan(
         root=root,
         classes=tuple(walk.class_name for walk in walks),
         images=tuple(image for walk in walks for image in sorted(walk.with_masks(), key=lambda image: image.relative)),
-        excluded=tuple(item for walk in walks for item in sorted(walk.excluded, key=lambda item: item.relative)),
+        excluded=tuple(item for walk in walked for item in sorted(walk.excluded, key=lambda item: item.relative)),
         synthetic=(root / SYNTHETIC_MARK).is_file(),
     )
 
@@ -98,7 +101,9 @@ def _class_folders(root: Path) -> list[Path]:
     return sorted((path for path in folders if path.name.casefold() != "masks"), key=lambda path: path.name)
 
 
-def _check_classes(root: Path, names: Sequence[str]) -> None:
+def _check_classes(root: Path, names: Sequence[str], *, num_outside: int) -> None:
+    if num_outside and len(names) < 2:
+        raise InputError(f"{root} is made of links that lead out of it ({num_outside}). If they are yours, use --follow-links.")
     if not names:
         raise InputError(f"{root} holds no images in folders. Give a folder with one folder of images per class.")
     if all(name.casefold() in _SPLIT_NAMES for name in names):
@@ -137,6 +142,7 @@ class _ClassWalk:
 
     root: Path
     class_name: str
+    follow_links: bool
     images: list[ImageFile] = field(default_factory=list)
     excluded: list[Excluded] = field(default_factory=list)
     mask_folders: dict[Path, Path] = field(default_factory=dict)
@@ -145,8 +151,11 @@ class _ClassWalk:
     """Device and inode of every folder read, so that no link leads into it again."""
 
     @classmethod
-    def of(cls, folder: Path, root: Path) -> "_ClassWalk":
-        walk = cls(root=root.resolve(), class_name=folder.name)
+    def of(cls, folder: Path, root: Path, *, follow_links: bool) -> "_ClassWalk":
+        walk = cls(root=root.resolve(), class_name=folder.name, follow_links=follow_links)
+        if folder.is_symlink() and walk.leads_outside(folder):
+            walk.exclude(folder.name, ExclusionReason.OUTSIDE_LINK)
+            return walk
         for known in (root, folder):
             status = known.stat()
             walk.seen_folders.add((status.st_dev, status.st_ino))
@@ -165,6 +174,8 @@ class _ClassWalk:
                 continue
             if not _is_utf8(entry.name):
                 self.exclude(f"{relative}/{entry.name}", ExclusionReason.BAD_NAME)
+            elif entry.is_symlink() and self.leads_outside(Path(entry.path)):
+                self.exclude(f"{relative}/{entry.name}", ExclusionReason.OUTSIDE_LINK)
             elif _is_folder(entry):
                 self.take_folder(entry, folder, f"{relative}/{entry.name}")
             else:
@@ -179,6 +190,16 @@ class _ClassWalk:
             self.exclude(relative, ExclusionReason.LINK_LOOP)
         else:
             self.read_folder(Path(entry.path), relative)
+
+    def leads_outside(self, link: Path) -> bool:
+        """Whether a link leads to something that is neither in the root nor holds it."""
+        if self.follow_links:
+            return False
+        try:
+            target = link.resolve(strict=True)
+        except (OSError, RuntimeError):  # it leads nowhere, or to itself
+            return False
+        return not (target.is_relative_to(self.root) or self.root.is_relative_to(target))
 
     def is_known(self, entry: os.DirEntry[str]) -> bool:
         status = entry.stat()

@@ -40,6 +40,8 @@ class DataRequest:
     """Images kept at most, drawn class by class; None keeps all."""
     strict_data: bool = False
     """Stop at the first bad file instead of leaving it out."""
+    follow_links: bool = False
+    """Follow links that lead out of the image folder."""
     cache_root: Path | None
     """Where decoded pixels lie; None for the user's cache folder."""
     cache_size_bytes: int
@@ -52,7 +54,7 @@ class DataRequest:
             InputError: The folder cannot serve as a data set.
         """
         if self.root is not None:
-            scan(self.root)
+            scan(self.root, follow_links=self.follow_links)
 
     def open_cache(self) -> Cache:
         """Open this node's cache.
@@ -79,6 +81,7 @@ class DataRequest:
             cache=cache,
             limit=self.limit,
             strict_data=self.strict_data,
+            follow_links=self.follow_links,
             synthetic=self.root is None,
             progress=progress,
         )

@@ -1,7 +1,8 @@
 """Faults at a chosen file: imported by every Python of a search that a test starts, its driver and its workers.
 
-`TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time that a file whose name matches `file` is brought to the disk, between
-its writing and its renaming. `kill driver` and `kill self` are SIGKILL; `stop driver` is SIGSTOP; `freeze` hangs.
+`TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time, or each time where that is 0, that a process brings a file whose name
+matches `file` to the disk, between its writing and its renaming; with `once`, a path, at most once in all processes. `kill
+driver` and `kill self` are SIGKILL; `freeze` hangs; the others raise.
 """
 
 import fnmatch
@@ -17,19 +18,35 @@ if _fault is not None:
     _count = 0
     _fsync = os.fsync
 
+    def _is_first() -> bool:
+        try:
+            os.close(os.open(_fault["once"], os.O_CREAT | os.O_EXCL))
+        except KeyError:
+            return True
+        except FileExistsError:
+            return False
+        return True
+
+    def _act() -> None:
+        if _fault["do"] == "kill driver":
+            os.kill(_driver, signal.SIGKILL)
+            time.sleep(60)  # a worker writes no more: Ray ends it
+        elif _fault["do"] == "kill self":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif _fault["do"] == "freeze":
+            time.sleep(600)
+        elif _fault["do"] == "run out of memory":
+            bytearray(1 << 60)
+        else:
+            raise RuntimeError("injected")
+
     def _fsync_with_fault(file: int) -> None:
         global _count
         path = os.readlink(f"/proc/self/fd/{file}")  # noqa: PTH115 - as little as can be in every process
         if fnmatch.fnmatch(path, _fault["file"]):
             _count += 1
-            if _count == _fault["at"]:
-                if _fault["do"] == "kill driver":
-                    os.kill(_driver, signal.SIGKILL)
-                    time.sleep(60)  # a worker writes no more: Ray ends it
-                elif _fault["do"] == "kill self":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                elif _fault["do"] == "freeze":
-                    time.sleep(600)
+            if _fault["at"] in (0, _count) and _is_first():
+                _act()
         _fsync(file)
 
     os.fsync = _fsync_with_fault

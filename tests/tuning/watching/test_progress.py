@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_ends_are_counted_by_kind(recorder: Recorder):
     trials[3].last_result["epochs"][-1]["stop_reason"] = "patience"
     for trial in trials:
         end(recorder, view, trial)
-    assert "4 of 6 done (2 stopped, 1 failed)" in "\n".join(picture_of(view, text))
+    assert "4 of 6 done (2 stopped, 1 failed: diverged)" in "\n".join(picture_of(view, text))
 
 
 @pytest.mark.parametrize(
@@ -212,13 +213,26 @@ def test_a_trial_stopped_by_the_time_budget_says_so(recorder: Recorder):
     assert text.getvalue() == f"[1/3] {CELL}: stopped by the time budget at epoch 1 (50.0%)\n"
 
 
-def test_a_trial_that_raised_before_its_first_epoch_gives_its_reason(recorder: Recorder):
+def test_a_trial_that_raised_before_its_first_epoch_gives_its_reason(recorder: Recorder, tmp_path: Path):
+    error_file = tmp_path / "error.txt"
+    error_file.write_text("Traceback ...\nValueError: no such thing\n")
+    view, text = view_of(recorder, GRID)
+    trial = start(recorder)
+    with view:
+        trial.error_file = str(error_file)
+        recorder.on_trial_error(0, [], trial)
+        view.on_trial_error(0, [], trial)
+    assert screen_of(text) == [f"[1/3] {CELL}: failed: bug: ValueError: no such thing"]
+
+
+def test_a_trial_that_is_tried_again_says_why_and_is_counted(recorder: Recorder):
     view, text = view_of(recorder, GRID)
     trial = start(recorder)
     with view:
         recorder.on_trial_error(0, [], trial)
         view.on_trial_error(0, [], trial)
-    assert screen_of(text) == [f"[1/3] {CELL}: failed: The worker died without a word."]
+    assert screen_of(text) == [f"{CELL}: lost_worker: its worker's process died; tried again"]
+    assert "(1 tried again: lost worker)" in "\n".join(picture_of(view, text))
 
 
 def test_a_long_reason_of_failure_leaves_the_trial_its_name(recorder: Recorder):

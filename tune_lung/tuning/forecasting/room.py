@@ -10,8 +10,11 @@ from pathlib import Path
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.errors import InputError
 from tune_lung.models.network import network_outline
+from tune_lung.space import SearchSpace
+from tune_lung.strategy import Strategy
 from tune_lung.training.fit import checkpoint_bytes
 from tune_lung.tuning.cluster import NodeOffer
+from tune_lung.tuning.forecasting.forecast import foresee_trials, plan_cells
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6))
 
@@ -47,6 +50,29 @@ def checkpoints_need(trials: Iterable[TrialConfig], run: RunConfig, *, num_class
         return 2 * (best + last)
 
     return DiskNeed(what="checkpoints", folder=out, num_bytes=sum(map(trial_bytes, trials)), option="--out")
+
+
+def warning_of_room(space: SearchSpace, strategy: Strategy, run: RunConfig, *, num_classes: int, out: Path) -> str | None:
+    """Say in a line when a search may write more than its disk takes: it stops there, and goes on when there is room.
+
+    Args:
+        space: What is tried.
+        strategy: How.
+        run: Its protocol and image size.
+        num_classes: Of the data.
+        out: The parent of runs.
+
+    Returns:
+        The line; None where all fits.
+    """
+    trials = [trial.trial for trial in foresee_trials(plan_cells(space.cells(), strategy), strategy)]
+    need, free = checkpoints_need(trials, run, num_classes=num_classes, out=out), free_bytes(out)
+    if need.num_bytes <= free:
+        return None
+    return (
+        f"The search may write {size_text(need.num_bytes)} of checkpoints, and {size_text(free)} are free there: when the disk is"
+        " full it stops, and goes on with --resume"
+    )
 
 
 def check_disk(needs: Sequence[DiskNeed]) -> None:

@@ -96,7 +96,14 @@ class ProgressView(DriverOnly, Callback):
         prefix, outcome = f"[{num_ended:>{len(str(num_trials))}}/{num_trials}] ", f": {_outcome(record)}"
         self._print_line(prefix + self._label(record, room=len(prefix) + len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
 
-    on_trial_error = on_trial_complete
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Print why a trial failed, or why it is tried again."""
+        failure, record = self._recorder.failure_of(trial.trial_id), self._recorder.record_of(trial.trial_id)
+        if failure is None or record is None or failure.is_final:
+            self.on_trial_complete(iteration, trials, trial)
+        else:
+            outcome = f": {failure.text}; tried again"
+            self._print_line(self._label(record, room=len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
 
     def _print_line(self, line: str) -> None:
         """Print one line: cut to a terminal's width, whole in a file."""

@@ -1,0 +1,135 @@
+"""Trials that fail, and workers and nodes that go away: each has its sort, its policy, and its count in the ledger."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import psutil
+import pytest
+
+from tune_lung.results.reader import read_run
+
+from tests.faults.search_process import (
+    SPACE,
+    SearchProcess,
+    assert_as_if_nothing_had_happened,
+    begin,
+    num_epochs,
+    searched,
+    wait_until,
+)
+
+pytestmark = pytest.mark.faults
+
+
+def trials_of(folder: Path) -> pd.DataFrame:
+    return read_run(folder / "run").trials.set_index("cell")
+
+
+def test_a_killed_worker_costs_its_trial_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    fault = {"do": "kill self", "file": "*/.last.*", "at": 1, "once": str(tmp_path / "once")}
+    printed = searched(*begin(tmp_path), "--max-epochs", "4", fault=fault)
+    assert printed.count("lost_worker: its worker's process died; tried again") == 1
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+    assert sorted(trials_of(tmp_path)["attempts"]) == [1, 1, 2]
+
+
+def test_a_worker_that_dies_each_time_fails_its_trial_after_three(tmp_path: Path) -> None:
+    fault = {"do": "kill self", "file": "*/.best.*", "at": 1}
+    printed = searched(*begin(tmp_path, "--set", "model=resnet18"), "--max-epochs", "2", status=1, fault=fault)
+    trials = trials_of(tmp_path)
+    assert set(trials["status"]) == {"failed"}
+    assert set(trials["failure_kind"]) == {"lost_worker"}
+    assert set(trials["attempts"]) == {3}
+    assert printed.count("tried again") == 2
+
+
+def test_a_hung_worker_is_ended_and_its_trial_tried_again(tmp_path: Path) -> None:
+    fault = {"do": "freeze", "file": "*/.best.*", "at": 1}
+    printed = searched(
+        *begin(tmp_path, "--hang-timeout", "3s", "--set", "model=resnet18"), "--max-epochs", "2", status=1, fault=fault
+    )
+    trials = trials_of(tmp_path)
+    assert set(trials["failure_kind"]) == {"hung"}
+    assert set(trials["attempts"]) == {2}
+    assert "hung: nothing moved for too long; tried again" in printed
+
+
+def test_a_diverged_trial_fails_at_once_and_alone(tmp_path: Path) -> None:
+    space = SPACE.replace("learning_rate=0.002", 'learning_rate=Grid(0.002, 1e30), optimizer="sgd"').replace("Grid(4, 8)", "4")
+    printed = searched(*begin(tmp_path, space=space), "--max-epochs", "3")
+    kinds = read_run(tmp_path / "run").trials.set_index("learning_rate")["failure_kind"]
+    assert kinds[1e30] == "diverged"
+    assert kinds.isna().sum() == 2
+    assert printed.count("failed: diverged: ") == 1
+
+
+def test_a_bug_that_fails_the_first_three_trials_ends_the_search(tmp_path: Path) -> None:
+    space = SPACE.replace("Grid(4, 8)", "Grid(4, 8, 12, 16)")
+    fault = {"do": "raise", "file": "*/.best.*", "at": 0}
+    printed = searched(*begin(tmp_path, space=space), "--max-epochs", "2", status=1, fault=fault)
+    assert "error: The first 3 trials all failed, the last with bug: RuntimeError: injected" in printed
+    trials = trials_of(tmp_path)
+    assert trials["failure_kind"].tolist() == ["bug"] * 3
+    assert read_run(tmp_path / "run").manifest["status"] == "failed"
+
+
+def test_one_that_ran_out_of_memory_is_tried_again_alone(tmp_path: Path, undisturbed: Path) -> None:
+    fault = {"do": "run out of memory", "file": "*/.best.*", "at": 1, "once": str(tmp_path / "once")}
+    printed = searched(*begin(tmp_path), "--max-epochs", "4", fault=fault)
+    assert printed.count("out_of_memory: MemoryError; tried again") == 1
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+    trials = trials_of(tmp_path)
+    assert sorted(trials["attempts"]) == [1, 1, 2]
+    assert trials["ended_order"].idxmax() == trials["attempts"].idxmax()  # alone, when all others had ended
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_search_that_is_told_to_end_closes_its_ledger_and_goes_on(
+    tmp_path: Path, undisturbed: Path, number: signal.Signals, status: int
+) -> None:
+    search = SearchProcess.start(*begin(tmp_path), "--max-epochs", "4")
+    wait_until(lambda: num_epochs(tmp_path / "run") > 0)
+    search.kill(number)
+    found, printed = search.end(timeout=30)
+    assert found == status, printed
+    assert "To go on: --resume" in printed
+    assert read_run(tmp_path / "run").manifest["status"] == "interrupted"
+    searched("--resume", str(tmp_path / "run"))
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+
+
+def test_ctrl_c_twice_leaves_at_once(tmp_path: Path, undisturbed: Path) -> None:
+    search = SearchProcess.start(*begin(tmp_path), "--max-epochs", "4")
+    wait_until(lambda: num_epochs(tmp_path / "run") > 0)
+    children = psutil.Process(search.process.pid).children(recursive=True)
+    search.kill(signal.SIGINT)
+    search.kill(signal.SIGINT)
+    found, printed = search.end(timeout=10)
+    assert found == 130, printed
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive, [child.name() for child in alive]
+    searched("--resume", str(tmp_path / "run"))
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+
+
+def test_a_lost_node_costs_its_trials_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    command = [sys.executable, "-m", "tune_lung.search", *begin(tmp_path, "--max-concurrent", "2"), "--max-epochs", "4"]
+    with TemporaryDirectory(prefix="ray") as short_path:  # pytest's is too long for Ray's sockets
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("lost_node.py")), str(tmp_path / "run"), *command],
+            capture_output=True,
+            text=True,
+            timeout=170,
+            check=False,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": short_path},
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "killed a node: True" in done.stdout
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+    assert sorted(trials_of(tmp_path)["attempts"]) in ([1, 1, 2], [1, 1, 3])
+    assert "; tried again" in done.stdout
