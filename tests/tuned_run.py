@@ -105,7 +105,9 @@ def _trial(plan: TrialPlan, number: int, *, is_running: bool) -> tuple[dict, lis
     status, reason = (TrialStatus.RUNNING, None) if is_running else ENDS[number % len(ENDS)]
     scores = {1: 0.25, 2: 0.3 + number / 100, 3: 0.28}
     kept = {"selection_score": scores[2], "val_loss": 1.5, "val_macro_recall": scores[2] + 0.001, "val_micro_recall": 0.5}
-    epochs = [{"epoch": epoch, "selection_score": score, "train_loss": 2.0} for epoch, score in scores.items()]
+    epochs = [
+        {"epoch": epoch, "selection_score": score, "train_loss": 2.0, "epoch_seconds": 0.125} for epoch, score in scores.items()
+    ]
     row = {
         "trial_id": plan.trial_id,
         "point_id": plan.point_id,
@@ -117,6 +119,8 @@ def _trial(plan: TrialPlan, number: int, *, is_running: bool) -> tuple[dict, lis
         "stop_reason": reason,
         "failure": "It broke." if status is TrialStatus.FAILED else None,
         "attempts": 1,
+        "proposed_order": 2 * number + 1,
+        "ended_order": None if is_running else 2 * number + 2,
         "epochs_run": 3,
         "best_epoch": 2,
         **kept,
@@ -125,5 +129,8 @@ def _trial(plan: TrialPlan, number: int, *, is_running: bool) -> tuple[dict, lis
         "epoch_seconds_mean": 0.125,
         "prefix_cached": False,
         "device": "cpu",
+        "cpus": 1.0,
+        "gpus": 0.0,
+        "concurrent_trials": 1,
     }
     return row, epochs

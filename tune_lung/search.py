@@ -132,9 +132,7 @@ def _search(search: _Search, console: Console) -> int:
 
     # Torch and Ray are imported late: --help, --list-spaces and a wrong option answer at once.
     from tune_lung.models.weights import resolve_weights
-    from tune_lung.tuning.cluster import plan_resources, ray_session
-    from tune_lung.tuning.forecasting.dry_run import dry_run
-    from tune_lung.tuning.forecasting.room import warning_of_room
+    from tune_lung.tuning.cluster import ray_session
 
     request = _data_request(options, search.run)
     request.check()
@@ -146,29 +144,14 @@ def _search(search: _Search, console: Console) -> int:
         store_seconds = time.monotonic() - asked
         _require_masks(search.space, prepared)
         with ray_session(options.address):
-            resources = plan_resources(
-                num_trials=search.strategy.num_trials(search.space),
-                cpus_per_trial=options.cpus_per_trial,
-                gpus_per_trial=options.gpus_per_trial,
-                max_concurrent=options.max_concurrent,
-                is_local=options.address is None,
-            )
-            if search.resumed is None:  # else the run's space has them
-                on_gpu = resources.gpus_per_trial > 0
-                search = replace(search, space=_with_numerics(search.space, options, search.run, weights, on_gpu=on_gpu))
-            setup = _setup_of(search, request, prepared, weights, resources)
+            search, setup, resources = _with_resources(search, request, prepared, weights)
             announcement = _announcement(search.space, search.strategy, setup, resources, prepared)
-            console.print(announcement, highlight=False, soft_wrap=True)
-            num_classes, out = len(prepared.classes), search.root.parent
-            warning = warning_of_room(search.space, search.strategy, search.run, num_classes=num_classes, out=out)
-            if warning is not None and not options.dry_run:  # which refuses what has no room
-                _say(console, warning)
+            _say(console, announcement)
             known = _known_trials(search, setup, console)
             if options.dry_run:
-                dry_run(search.space, search.strategy, setup, resources, console=console)
-                return 0
+                return _dry_run(search, setup, resources, console)
+            _warn_of_room(search, len(prepared.classes), console)
             with _opened_ledger(search, setup, prepared, known) as (ledger, ownership, found):
-                started_seconds = time.monotonic() - started - store_seconds
                 supervised = _Supervised(
                     search=search,
                     setup=replace(setup, attempt=ownership.attempt),
@@ -177,15 +160,50 @@ def _search(search: _Search, console: Console) -> int:
                     ownership=ownership,
                     known=known,
                     found=found,
-                    seconds_before=(started_seconds, store_seconds),
+                    seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
                 )
                 status = _supervise(supervised, console)
-    if status is None:
-        status = 0
-        if not options.no_report:
-            _report(search.root, console)
-        console.print(f"Run: {shown_path(search.root)}", highlight=False, soft_wrap=True)
-    return status
+    if status is not None:
+        return status
+    if not options.no_report:
+        _report(search.root, console)
+    _say(console, f"Run: {shown_path(search.root)}")
+    return 0
+
+
+def _with_resources(
+    search: _Search, request: "DataRequest", prepared: "PreparedData", weights: "Mapping[str, WeightsSource]"
+) -> "tuple[_Search, SearchSetup, Resources]":
+    """Divide what Ray's nodes offer, and complete the search by what depends on that."""
+    from tune_lung.tuning.cluster import plan_resources
+
+    options = search.options
+    resources = plan_resources(
+        num_trials=search.strategy.num_trials(search.space),
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+        max_concurrent=options.max_concurrent,
+        is_local=options.address is None,
+    )
+    if search.resumed is None:  # else the run's space has them
+        on_gpu = resources.gpus_per_trial > 0
+        search = replace(search, space=_with_numerics(search.space, options, search.run, weights, on_gpu=on_gpu))
+    return search, _setup_of(search, request, prepared, weights, resources), resources
+
+
+def _dry_run(search: _Search, setup: "SearchSetup", resources: "Resources", console: Console) -> int:
+    from tune_lung.tuning.forecasting.dry_run import dry_run
+
+    dry_run(search.space, search.strategy, setup, resources, console=console)
+    return 0
+
+
+def _warn_of_room(search: _Search, num_classes: int, console: Console) -> None:
+    from tune_lung.tuning.forecasting.room import warning_of_room
+
+    warning = warning_of_room(search.space, search.strategy, search.run, num_classes=num_classes, out=search.root.parent)
+    if warning is not None:
+        _say(console, warning)
 
 
 def _setup_of(
@@ -454,7 +472,10 @@ def _supervise(supervised: _Supervised, console: Console) -> int | None:
         raise
     num_useful = sum(record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for record in records)
     _write_end(ledger, "completed" if num_useful else "failed")
-    return None if num_useful else 1
+    if num_useful:
+        return None
+    _say(console, f"Run: {shown_path(root)}")
+    return 1
 
 
 def _run(supervised: _Supervised, console: Console) -> "list[TrialRecord]":

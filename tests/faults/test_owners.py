@@ -1,17 +1,25 @@
 """One driver at a time, wherever the run lies and whatever the clock says."""
 
 import json
+import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from tune_lung.data.__main__ import main as data
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger, read_manifest
 from tune_lung.results.reader import read_run
+from tune_lung.search import main
+from tune_lung.training.checkpoints import load, save
 
 from tests.faults.search_process import (
+    SAMPLED,
+    SAMPLED_SPACE,
     SearchProcess,
     assert_as_if_nothing_had_happened,
     assert_nothing_lost,
@@ -72,8 +80,6 @@ def test_a_run_that_was_moved_or_copied_goes_on_where_it_lies(killed: Path, tmp_
 
 def test_the_clock_moved_back_changes_nothing(killed: Path, undisturbed: Path) -> None:
     """Every file of the run is of tomorrow, as seen by a clock that was put back."""
-    import os
-
     tomorrow = time.time() + 86400
     for path in killed.rglob("*"):
         os.utime(path, (tomorrow, tomorrow))
@@ -92,8 +98,6 @@ def test_a_run_of_a_newer_version_is_refused_and_left_as_it_is(killed: Path) -> 
 
 def test_a_run_of_version_1_goes_on(killed: Path, undisturbed: Path) -> None:
     """Tables of version 1 have no order, manifests no digest, checkpoints no history: its unfinished trials begin anew."""
-    import pyarrow.parquet as pq
-
     for path in (killed / "trials").glob("*.parquet"):
         table = pq.read_table(path).drop_columns(["failure_kind", "proposed_order", "ended_order"])
         pq.write_table(table.replace_schema_metadata({"tune_lung_schema_version": "1"}), path)
@@ -101,7 +105,9 @@ def test_a_run_of_version_1_goes_on(killed: Path, undisturbed: Path) -> None:
     (killed / "run.json").write_text(json.dumps({**manifest, "schema_version": 1}))
     for name in (".run.json.copy", ".owner.json"):
         (killed / name).unlink()
-    shutil.rmtree(killed / "checkpoints")
+    for path in killed.glob("checkpoints/*/last.safetensors"):
+        checkpoint = load(path)
+        save(path, replace(checkpoint, state={name: value for name, value in checkpoint.state.items() if name != "history"}))
     searched("--resume", str(killed))
     assert_as_if_nothing_had_happened(killed, undisturbed)
 
@@ -113,7 +119,7 @@ def test_a_run_of_version_1_goes_on(killed: Path, undisturbed: Path) -> None:
         (["--image-size", "64"], "--image-size is 32 in 'run' and 64 here"),
         (["--limit", "60"], "--limit is 80 in 'run' and 60 here"),
         (["--protocol", "published"], "--protocol is strict in 'run' and published here"),
-        (["--space", "freeze_grid"], "the number of arms is 2 in 'run' and 3 here"),
+        (["--space", "freeze_grid"], "depth of arm 1 is 3 in 'run' and None here"),
         (["--set", "batch_size=8"], "batch_size of arm 1 is 16 in 'run' and 8 here"),
         (["--patience", "3"], "patience of arm 1 is 20 in 'run' and 3 here"),
         (["--scheduler", "asha"], "scheduler is none in the run and asha here"),
@@ -125,8 +131,6 @@ def test_a_run_of_version_1_goes_on(killed: Path, undisturbed: Path) -> None:
 def test_what_would_change_the_search_is_refused_with_the_difference(
     undisturbed: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tune_lung.search import main
-
     assert main(["--resume", str(undisturbed), *options]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -134,10 +138,8 @@ def test_what_would_change_the_search_is_refused_with_the_difference(
 
 
 def test_other_images_are_refused(killed: Path, tmp_path: Path) -> None:
-    from tune_lung.data.__main__ import main as data
-
     assert data(["phantoms", str(tmp_path / "others"), "--seed", "9", "--images", "80"]) == 0
-    printed = searched("--resume", str(killed), "--data", str(tmp_path / "others"), status=2)
+    printed = searched("--resume", str(killed), "--data", str(tmp_path / "others"), "--weights", "random", status=2)
     assert "error: --resume: the images are not those of 'run'" in printed
 
 
@@ -150,8 +152,6 @@ def test_more_epochs_let_those_go_on_that_ended_for_want_of_them(tmp_path: Path,
 
 
 def test_more_samples_propose_what_they_would_have_proposed(tmp_path: Path, undisturbed_sampled: Path) -> None:
-    from tests.faults.search_process import SAMPLED, SAMPLED_SPACE
-
     few = ["2" if option == "4" else option for option in SAMPLED]
     searched(*begin(tmp_path, *few, space=SAMPLED_SPACE), "--max-epochs", "4")
     searched("--resume", str(tmp_path / "run"), "--samples", "4")
@@ -159,11 +159,16 @@ def test_more_samples_propose_what_they_would_have_proposed(tmp_path: Path, undi
     assert run[["trial_id", "selection_score", "status"]].equals(other[["trial_id", "selection_score", "status"]])
 
 
-def test_more_time_lets_those_go_on_that_ran_out_of_it(tmp_path: Path, undisturbed: Path) -> None:
-    searched(*begin(tmp_path), "--max-epochs", "4", "--time-budget", "0.1s")
-    assert set(read_run(tmp_path / "run").trials["status"]) <= {"stopped", "completed"}
+def test_more_time_lets_those_go_on_that_ran_out_of_it(tmp_path: Path) -> None:
+    many = ("--max-epochs", "600", "--patience", "600")
+    searched(*begin(tmp_path), *many, "--time-budget", "4s")
+    assert "time" in set(read_run(tmp_path / "run").trials["stop_reason"])
+    before = keys_of(tmp_path / "run")
     searched("--resume", str(tmp_path / "run"), "--time-budget", "1h")
-    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+    run = read_run(tmp_path / "run")
+    assert set(run.trials["stop_reason"]) == {"max_epochs"}
+    assert all(sorted(own) == list(range(1, 601)) for _, own in run.epochs.groupby("trial_id")["epoch"])
+    assert_nothing_lost({table: rows for table, rows in before.items() if "predictions" not in table}, tmp_path / "run")
 
 
 def test_more_repeats_train_the_same_points_with_more_seeds(tmp_path: Path) -> None:

@@ -60,10 +60,11 @@ def test_a_hung_worker_is_ended_and_its_trial_tried_again(tmp_path: Path) -> Non
 
 
 def test_a_diverged_trial_fails_at_once_and_alone(tmp_path: Path) -> None:
-    space = SPACE.replace("learning_rate=0.002", 'learning_rate=Grid(0.002, 1e30), optimizer="sgd"').replace("Grid(4, 8)", "4")
-    printed = searched(*begin(tmp_path, space=space), "--max-epochs", "3")
+    rates = 'learning_rate=Grid(0.002, 10.0), weight_decay=10.0, optimizer="sgd"'
+    space = SPACE.replace("learning_rate=0.002", rates).replace("Grid(4, 8)", "4")
+    printed = searched(*begin(tmp_path, space=space), "--max-epochs", "30")
     kinds = read_run(tmp_path / "run").trials.set_index("learning_rate")["failure_kind"]
-    assert kinds[1e30] == "diverged"
+    assert kinds[10.0] == "diverged"
     assert kinds.isna().sum() == 2
     assert printed.count("failed: diverged: ") == 1
 

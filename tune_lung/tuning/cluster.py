@@ -59,6 +59,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         )
     except ConnectionError as error:
         raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it names failed trials at the end: the recorder does, at once
     try:
         yield
     finally:

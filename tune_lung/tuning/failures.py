@@ -26,6 +26,8 @@ _KIND_BY_MARK = {
     "MemoryError": FailureKind.OUT_OF_MEMORY,
     "node has died": FailureKind.LOST_NODE,
     "NodeDiedError": FailureKind.LOST_NODE,
+    "The actor died": FailureKind.LOST_WORKER,
+    "The actor is dead": FailureKind.LOST_WORKER,
     "ActorDiedError": FailureKind.LOST_WORKER,
     "ActorUnavailableError": FailureKind.LOST_WORKER,
     "RayActorError": FailureKind.LOST_WORKER,
@@ -39,7 +41,7 @@ _TEXT_BY_KIND = {
     FailureKind.HUNG: "nothing moved for too long",
 }
 _PATH = re.compile(r"(?<![\w.])(?:/[^\s'\"<>:,()]+)+")
-_SOURCE = re.compile(r"(?:tune_lung|site-packages|python3\.\d+)/(.+\.py)$")
+_SOURCE = re.compile(r".*(?:tune_lung|site-packages|python3\.\d+)/(.+\.py)$")
 
 
 class Failure(NamedTuple):
@@ -70,6 +72,11 @@ def kind_of(text: str, *, silent_seconds: float, hang_seconds: float) -> Failure
 def is_for_lack_of_room(text: str) -> bool:
     """Whether a traceback ends with a full disk."""
     return any(mark in _last_line(text) for mark in _NO_ROOM_MARKS)
+
+
+def has_traceback(kind: FailureKind) -> bool:
+    """Whether a failure's text leads to what is to be mended; of a worker that is gone, Ray knows addresses alone."""
+    return kind not in _TEXT_BY_KIND
 
 
 def line_of(kind: FailureKind, text: str) -> str:

@@ -22,6 +22,7 @@ from tune_lung.tuning.failures import (
     FIRST_BUGS_THAT_END_A_SEARCH,
     MOST_FAILURES,
     Failure,
+    has_traceback,
     is_for_lack_of_room,
     kind_of,
     line_of,
@@ -315,7 +316,7 @@ class Recorder(DriverOnly, Callback):
         record.failures[kind] += 1
         is_final = record.failures[kind] >= MOST_FAILURES.get(kind, 1)
         self._failures[trial.trial_id] = failure = Failure(kind, line_of(kind, text), is_final)
-        if text:
+        if has_traceback(kind):
             _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, without_paths(text))
         return failure
 
