@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def fill(disk: Path, *, but: int = 0) -> Path:
     """Take all the room on a disk but some bytes."""
     ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
     with ballast.open("rb+") as file:
         file.truncate(max(0, ballast.stat().st_size - but))
     return ballast
@@ -105,7 +102,7 @@ def test_no_room_for_the_pixel_store(small_disk: Callable[[int], Path], tmp_path
 def test_no_room_for_prefix_features_trains_without(small_disk: Callable[[int], Path], tmp_path: Path, undisturbed: Path) -> None:
     cache = small_disk(400 * MB)
     searched(*begin(tmp_path / "first"), "--cache", str(cache), "--set", "model=cnn", "--max-epochs", "1")
-    fill(cache, but=20_000)
+    fill(cache, but=5 * MB)
     searched(*begin(tmp_path / "second"), "--cache", str(cache), "--max-epochs", "4")
     assert not read_run(tmp_path / "second" / "run").trials["prefix_cached"].any()
     assert_as_if_nothing_had_happened_but_features(tmp_path / "second" / "run", undisturbed)

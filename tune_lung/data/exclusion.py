@@ -21,7 +21,7 @@ class ExclusionReason(StrEnum):
     UNREADABLE = "unreadable"
     """The system refuses to read it."""
     BAD_NAME = "bad_name"
-    """Its name is not UTF-8."""
+    """Its name is not UTF-8, or has control characters."""
     EMPTY = "empty"
     """It has no bytes."""
     NOT_AN_IMAGE = "not_an_image"

@@ -5,6 +5,7 @@ release, or deeper. Folders named `masks` hold lung masks under the names of the
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from tune_lung.errors import InputError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm"})
 SYNTHETIC_MARK = "SYNTHETIC.txt"
 """A file of this name in the root says that the images are phantoms, not radiographs of people."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
@@ -37,7 +39,7 @@ class Excluded:
     """Something found in a class folder that is no image."""
 
     relative: str
-    """Path from the root on, with forward slashes; bytes that are not UTF-8 are replaced."""
+    """Path from the root on, with forward slashes; bytes that are not UTF-8, and control characters, are replaced."""
     class_name: str
     """Name of the folder directly under the root."""
     reason: ExclusionReason
@@ -96,8 +98,11 @@ def _class_folders(root: Path) -> list[Path]:
         raise InputError(f"{root} is not a folder. Give the folder that holds one folder per class.") from None
     except OSError as error:
         raise InputError(f"{root} cannot be read: {error.strerror}.") from None
-    if not all(_is_utf8(path.name) for path in folders):
-        raise InputError(f"{root} holds a folder whose name is not UTF-8. Rename it: class names are written into tables.")
+    if not all(_is_plain(path.name) for path in folders):
+        raise InputError(
+            f"{root} holds a folder whose name is not UTF-8 or has control characters. Rename it: class names are written into"
+            " tables."
+        )
     return sorted((path for path in folders if path.name.casefold() != "masks"), key=lambda path: path.name)
 
 
@@ -114,8 +119,9 @@ def _check_classes(root: Path, names: Sequence[str], *, num_outside: int) -> Non
         raise InputError(f"{root} holds one class only ('{names[0]}'). Give a folder with at least two class folders.")
 
 
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def _is_plain(name: str) -> bool:
+    """Whether a name is UTF-8, and leaves a terminal that shows it as it was."""
+    return _CONTROL.search(name) is None and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -172,7 +178,7 @@ class _ClassWalk:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if not _is_utf8(entry.name):
+            if not _is_plain(entry.name):
                 self.exclude(f"{relative}/{entry.name}", ExclusionReason.BAD_NAME)
             elif entry.is_symlink() and self.leads_outside(Path(entry.path)):
                 self.exclude(f"{relative}/{entry.name}", ExclusionReason.OUTSIDE_LINK)
@@ -219,7 +225,7 @@ class _ClassWalk:
             self.exclude(relative, ExclusionReason.BROKEN_LINK if entry.is_symlink() else ExclusionReason.NOT_A_FILE)
 
     def exclude(self, relative: str, reason: ExclusionReason) -> None:
-        readable = os.fsencode(relative).decode("utf-8", "replace")
+        readable = _CONTROL.sub("\ufffd", os.fsencode(relative).decode("utf-8", "replace"))
         self.excluded.append(Excluded(relative=readable, class_name=self.class_name, reason=reason))
 
     def with_masks(self) -> list[ImageFile]:

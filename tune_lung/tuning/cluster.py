@@ -59,6 +59,10 @@ def ray_session(address: str | None) -> Iterator[None]:
         )
     except ConnectionError as error:
         raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
+    except OSError as error:
+        if "AF_UNIX path length" not in str(error):
+            raise
+        raise InputError("The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one.") from error
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it names failed trials at the end: the recorder does, at once
     try:
         yield

@@ -415,7 +415,7 @@ class Recorder(DriverOnly, Callback):
         return self._order
 
     def _name_damaged(self, record: TrialRecord, result: Mapping[str, Any]) -> None:
-        names = [name for row in result[EPOCHS] for name in row["damaged_checkpoints"]]
+        names = [name for row in result[EPOCHS] for name in row.get("damaged_checkpoints", ())]
         if names:
             told = " and ".join(names)
             _log.warning("Trial %s (%s): damaged and passed over: checkpoint %s.", record.plan.trial_id, record.plan.cell, told)
