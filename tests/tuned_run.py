@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from tune_lung.config import RunConfig
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.results.ledger import Ledger
@@ -28,6 +30,7 @@ TUNED = SearchSpace(
     ),
     name="tuned",
 )
+PREDICTIONS = pd.DataFrame({"image_id": ["1", "2"], "label": ["a", "b"], "p_a": [0.75, 0.5], "p_b": [0.25, 0.5]})
 ENDS = (
     (TrialStatus.COMPLETED, StopReason.PATIENCE),
     (TrialStatus.STOPPED, StopReason.ASHA),
@@ -78,6 +81,7 @@ def write_tuned_run(
             row, epochs = _trial(plan, number, is_running=number >= num_running_from)
             ledger.write_trial(row)
             ledger.write_epochs(plan.trial_id, epochs)
+            ledger.write_validation_predictions(plan.trial_id, PREDICTIONS)
             values = tuple(float(row[one.column]) for one in chosen.objectives)
             status = row["status"] if row["status"] != TrialStatus.RUNNING else TrialStatus.FAILED
             outcomes.append(outcome_of(status, values))

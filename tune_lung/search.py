@@ -353,7 +353,8 @@ def _opened_ledger(
     counts = {part: int((prepared.images["split"] == part).sum()) for part in get_args(Split)}
     check_same_data(search.resumed, fingerprint=prepared.fingerprint, counts=counts)
     check_same_weights(search.resumed, sources)
-    found, ledger = read_run(search.root), Ledger.open(search.root)
+    found = read_run(search.root)
+    ledger = Ledger.open(search.root, damaged=found.damaged)
     manifest = resumed(
         ledger.read_manifest(),
         attempt=search.ownership.attempt,

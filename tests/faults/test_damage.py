@@ -137,3 +137,15 @@ def test_a_best_checkpoint_damaged_before_the_evaluation_leaves_its_trial_untest
     assert "is not tested. The checkpoint 'best'" in printed
     trials = read_run(tmp_path / "run").trials.set_index("trial_id")
     assert trials["test_macro_recall"].isna().to_dict() == {name: name == damaged.name for name in trials.index}
+
+
+@pytest.mark.parametrize("table", ["trials", "epochs", "decisions", "validation_predictions"])
+def test_one_part_of_each_table(undisturbed_sampled: Path, tmp_path: Path, table: str) -> None:
+    """A finished run of which a part is lost: what was in it is there again, without training."""
+    run = Path(shutil.copytree(undisturbed_sampled, tmp_path / "run"))
+    part = sorted(path for path in (run / table).glob("*.parquet") if path.stem != "schema")[0]
+    for path in (part, run / table / "schema.parquet"):
+        DAMAGES["the tail cut"](path)
+    printed = searched("--resume", str(run), "--seed", "3")
+    assert f"Damaged and passed over: {table}/{part.name}, {table}/schema.parquet" in printed
+    assert_as_if_nothing_had_happened(run, undisturbed_sampled)

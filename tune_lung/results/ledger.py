@@ -61,14 +61,26 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open(cls, root: Path) -> Self:
+    def open(cls, root: Path, *, damaged: Iterable[str] = ()) -> Self:
         """Go on with a run that exists.
+
+        Args:
+            root: The run's folder.
+            damaged: Parts that a reader passed over, such as `epochs/3f2a.parquet`: they are set aside under hidden names.
 
         Raises:
             InputError: The folder is no run.
         """
         ledger = cls(root)
         ledger.read_manifest()
+        for name in damaged:
+            table, _, part = name.partition("/")
+            if part:
+                path = ledger.paths.part(table, Path(part).stem)
+                path.replace(ledger.paths.damaged_part(table, path.stem))
+        for table in TABLES:
+            if not ledger._is_whole(table, ledger.paths.schema_part(table).stem):
+                write_part(ledger.paths.schema_part(table), ledger._schema(table).empty_table())
         return ledger
 
     @cached_property

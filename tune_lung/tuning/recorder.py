@@ -120,8 +120,9 @@ class TrialRecord:
     def known_epochs(self, judged_epochs: Iterable[int]) -> int:
         """Count the epochs that need not be told again: those before the first that is still to be judged."""
         decided = {row["rung_epoch"] for row in self.decisions}
-        undecided = [epoch for epoch in judged_epochs if epoch not in decided]
-        return min(len(self.epochs), *(epoch - 1 for epoch in undecided)) if undecided else len(self.epochs)
+        untold = [epoch for epoch in judged_epochs if epoch not in decided]
+        untold += [] if self.stopped_at is None else [self.stopped_at]  # told again, it is stopped again
+        return min([len(self.epochs), *(epoch - 1 for epoch in untold)])
 
     def start_again(self) -> None:
         """Take note of one more start."""
@@ -137,6 +138,21 @@ class TrialRecord:
             moment -= row["epoch_seconds"] + row["validation_seconds"]
         self.epochs = [row for row in self.epochs if row["epoch"] < rows[0]["epoch"]] + list(rows)
         self.moments += reversed(ends)
+
+    def add_decision(self, decision: Decision, *, number: int) -> None:
+        """Take note of what a stopping rule decided, as the run's decision of that number."""
+        self.has_unwritten_decisions = True
+        self.decisions.append(
+            {
+                "decision": number,
+                "trial_id": self.plan.trial_id,
+                "cell": self.plan.cell,
+                "rung_epoch": decision.rung_epoch,
+                "value": decision.value,
+                "cutoff": decision.cutoff,
+                "verdict": decision.verdict,
+            }
+        )
 
     def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int) -> None:
         """Take note of the trial's end."""
@@ -217,7 +233,7 @@ class Recorder(DriverOnly, Callback):
         self._ended_with: list[FailureKind | None] = []
         self.halted_by: Exception | None = None
         """Why the whole search cannot go on."""
-        for record in earlier.settled:
+        for record in (*earlier.settled, *(record for record in earlier.records if record.has_unwritten_decisions)):
             self._write(record)
 
     @property
@@ -265,18 +281,7 @@ class Recorder(DriverOnly, Callback):
         record = self._record_by_ray_id[ray_id]
         for decision in decisions:
             self._num_decisions += 1
-            record.has_unwritten_decisions = True
-            record.decisions.append(
-                {
-                    "decision": self._num_decisions,
-                    "trial_id": record.plan.trial_id,
-                    "cell": record.plan.cell,
-                    "rung_epoch": decision.rung_epoch,
-                    "value": decision.value,
-                    "cutoff": decision.cutoff,
-                    "verdict": decision.verdict,
-                }
-            )
+            record.add_decision(decision, number=self._num_decisions)
 
     def ending_of(self, ray_id: str, result: Mapping[str, Any] | None) -> tuple[TrialStatus, StopReason]:
         """Name status and reason of a trial that goes on no more.

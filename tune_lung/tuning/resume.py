@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, count
 from typing import Any
 
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
 from tune_lung.results.reader import Run, plain_rows
-from tune_lung.results.schema import FailureKind, StopReason, TrialStatus
+from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
@@ -23,6 +24,8 @@ from tune_lung.tuning.proposals.studies import (
     outcome_of_repeats,
 )
 from tune_lung.tuning.recorder import FACT_COLUMNS, EarlierAttempts, Recorder, TrialRecord
+from tune_lung.tuning.rungs import Asha
+from tune_lung.tuning.scheduler import groups_of, rule_of
 
 _TEST_COLUMNS = ("test_macro_recall", "test_micro_recall")
 
@@ -50,7 +53,8 @@ def earlier_attempts(
         _rows_by_trial(table, order)
         for table, order in ((run.epochs, "epoch"), (run.decisions, "decision"), (run.profile, "epoch"))
     )
-    records = []
+    predicted = set(run.validation_predictions["trial_id"])
+    records, begun = [], set()
     for row in plain_rows(run.trials):
         trial_id = row["trial_id"]
         record = TrialRecord(
@@ -69,19 +73,57 @@ def earlier_attempts(
             facts={name: row.get(name) for name in FACT_COLUMNS},
             test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
         )
-        _reopen(record, num_epochs=row["epochs_run"], is_time_left=is_time_left)
+        is_whole = len(record.epochs) >= row["epochs_run"] and (not record.epochs or trial_id in predicted)
+        _reopen(record, is_whole=is_whole, is_time_left=is_time_left)
         records.append(record)
+        if row["status"] == TrialStatus.RUNNING and is_whole:
+            begun.add(trial_id)
+    records.sort(key=lambda record: (record.proposed_order, record.plan.trial_id))
+    _restore_decisions(records, decisions, space, strategy)
     order = max((order for record in records for order in (record.proposed_order, record.ended_order or 0)), default=0)
-    settled = [record for record in records if record.status is TrialStatus.RUNNING and record.has_all_epochs_to_its_stop]
+    settled = [record for record in records if record.plan.trial_id in begun and record.has_all_epochs_to_its_stop]
     for record in settled:
         order += 1
         record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order)
-    records.sort(key=lambda record: (record.proposed_order, record.plan.trial_id))
     numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
     return EarlierAttempts(
         records=records, settled=settled, loose_decisions=decisions, num_decisions=max(numbers, default=0), order=order
     )
+
+
+def _restore_decisions(
+    records: Sequence[TrialRecord], loose: Mapping[str, Sequence[Mapping[str, Any]]], space: SearchSpace, strategy: Strategy
+) -> None:
+    """Take lost decisions of ASHA again, as the trials' epochs show that they were taken.
+
+    What a trial was judged by, and whether it went on, is known of each. Whom it was compared with is known where trials ran
+    one after another, in the order of their proposal; elsewhere the cutoff is that of this order.
+    """
+    rule = rule_of(strategy, max_epochs=space.max_epochs())
+    if not isinstance(rule, Asha):
+        return
+    group_of = groups_of(space)
+    known = {int(row["decision"]) for rows in (*loose.values(), *(record.decisions for record in records)) for row in rows}
+    free_numbers = (number for number in count(1) if number not in known)
+    for record in records:
+        trial_id, group = record.plan.trial_id, group_of(record.plan.cell)
+        recorded = {row["rung_epoch"]: row for row in record.decisions}
+        best_scores = list(accumulate((row["selection_score"] for row in record.epochs), max))
+        # A trial that has not ended, or for want of time, may not have been judged yet at its last epoch.
+        num_judged = len(best_scores) - (record.stop_reason in (None, StopReason.TIME))
+        for rung in rule.rungs:
+            if rung in recorded:
+                rule.remember(trial_id, group, {}, {rung: recorded[rung]["value"]})
+            elif rung <= num_judged:
+                was_stopped = record.stop_reason is StopReason.ASHA and rung == len(best_scores)
+                (decision,) = rule.judge(trial_id, group, rung, best_scores[rung - 1])
+                decision = replace(decision, verdict=Verdict.STOP if was_stopped else Verdict.CONTINUE)
+                record.add_decision(decision, number=next(free_numbers))
+        if record.status is TrialStatus.COMPLETED and best_scores:
+            for decision in rule.completed(trial_id, group, best_scores[-1]):
+                record.add_decision(decision, number=next(free_numbers))
+        record.decisions.sort(key=lambda row: int(row["decision"]))
 
 
 def _rows_by_trial(table: Any, order: str) -> dict[str, list[dict[str, Any]]]:
@@ -109,12 +151,12 @@ def _values_of(cell: Cell, columns: Mapping[str, Any]) -> Values:
     return {name: checked_value(name, columns[name]) for name in cell.axes}
 
 
-def _reopen(record: TrialRecord, *, num_epochs: int, is_time_left: bool) -> None:
-    """Let a trial that has ended go on where there is reason to."""
-    has_lost_epochs = len(record.epochs) < num_epochs and record.status is not TrialStatus.FAILED
+def _reopen(record: TrialRecord, *, is_whole: bool, is_time_left: bool) -> None:
+    """Let a trial that has ended go on where there is reason to, if only to tell again what was lost of it."""
+    has_losses = not is_whole and record.status is not TrialStatus.FAILED
     has_more_epochs = record.stop_reason is StopReason.MAX_EPOCHS and len(record.epochs) < record.plan.trial.max_epochs
     has_more_time = record.stop_reason is StopReason.TIME and is_time_left
-    if has_lost_epochs or has_more_epochs or has_more_time:
+    if has_losses or has_more_epochs or has_more_time:
         record.status = TrialStatus.RUNNING
     if has_more_epochs or has_more_time:
         record.test_scores = {}
