@@ -25,6 +25,9 @@ from tests.faults.search_process import (
     searched,
 )
 
+_SPACES: dict[str, tuple[str, ...]] = {"grid": (), "sampled": SAMPLED}
+"""Options of each search, beside those of all."""
+_READ_BACK = {".json", ".parquet", ".safetensors", ".npy", ".npz"}
 _MOST_KILLS = 3
 _LONGEST_LIFE_SECONDS = 14.0
 
@@ -49,9 +52,6 @@ def main() -> int:
             print(f"{number:>4}/{options.rounds} {kind}: {told}", flush=True)
     print(f"survived {num_survived} of {options.rounds}, lost {num_lost} rows, {num_double} duplicate rows")
     return 0 if (num_survived, num_lost, num_double) == (options.rounds, 0, 0) else 1
-
-
-_SPACES = {"grid": (), "sampled": (*SAMPLED,)}
 
 
 def _options(folder: Path, sampled: tuple[str, ...]) -> list[str]:
@@ -102,8 +102,6 @@ def _damage(folder: Path, draws: np.random.Generator) -> list[str]:
     DAMAGES[kind](path)
     return [f"{kind} in {path.relative_to(folder).parts[-2]}/{path.name}"]
 
-
-_READ_BACK = {".json", ".parquet", ".safetensors", ".npy", ".npz"}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -82,3 +82,19 @@ def test_a_worker_that_died_silently_is_lost_and_its_trial_tried_again(
         recorder.on_trial_error(0, [], again)
         assert (only_row(setup)["status"], only_row(setup)["attempts"]) == ("running" if number < 3 else "failed", number)
     assert only_row(setup)["failure"] == "lost_worker: its worker's process died"
+
+
+def test_epochs_trained_again_replace_the_old_one_by_one(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):
+    recorder.on_trial_start(0, [], trial)
+    for epoch, score in ((1, 0.4), (2, 0.5), (3, 0.6)):
+        recorder.on_trial_result(0, [], trial, epoch_result(epoch, score))
+    again = LooksLikeATrial(trial_id="ray2", config=trial.config)
+    recorder.on_trial_error(0, [], trial)  # its worker is lost
+    recorder.on_trial_start(0, [], again)
+    recorder.on_trial_result(0, [], again, epoch_result(2, 0.55))
+    recorder.flush()
+    kept = pd.read_parquet(setup.run_root / "epochs")
+    assert kept[["epoch", "selection_score"]].to_numpy().tolist() == [[1, 0.4], [2, 0.55], [3, 0.6]]
+    again.last_result = epoch_result(2, 0.55, stop_reason="patience")
+    recorder.on_trial_complete(0, [], again)
+    assert (only_row(setup)["epochs_run"], only_row(setup)["best_epoch"], only_row(setup)["attempts"]) == (2, 2, 2)

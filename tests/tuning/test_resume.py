@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from tune_lung.errors import InputError
+from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import StopReason, TrialStatus
 from tune_lung.strategy import Strategy
+from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
@@ -27,8 +29,11 @@ def strategy_of(**changes) -> Strategy:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of 24 trials, the last 5 unfinished."""
-    return write_tuned_run(tmp_path / "run", space=SPACE, still_running=5)
+    """A run of 24 trials, the last 5 unfinished, each with the network of its best epoch."""
+    root = write_tuned_run(tmp_path / "run", space=SPACE, still_running=5)
+    for trial_id in read_run(root).trials["trial_id"]:
+        Checkpoints(RunPaths(root).checkpoints(trial_id)).save_best(Checkpoint(tensors={}, state={"epoch": 2}))
+    return root
 
 
 def resumed(root: Path, *, seed: int | None = None, **changes):
@@ -122,3 +127,15 @@ def test_more_epochs_reopen_only_what_ended_for_want_of_them(run: Path) -> None:
             assert record.status is TrialStatus.RUNNING
         elif record.plan.trial_id in before:
             assert record.status is TrialStatus.COMPLETED
+
+
+def test_a_cells_best_trial_whose_checkpoint_is_damaged_is_trained_again(run: Path) -> None:
+    trials = read_run(run).trials
+    cell = trials[(trials["cell"] == "cnn") & trials["status"].isin(["completed", "stopped"])]
+    best = cell.loc[cell["selection_score"].idxmax(), "trial_id"]
+    for path in run.glob("checkpoints/*/best.safetensors"):  # those that are not a cell's best stay as they are
+        if path.parent.name in (best, cell["trial_id"].iloc[0]):
+            path.write_bytes(b"")
+    earlier, _, _, _ = resumed(run)
+    changed = {record.plan.trial_id for record in earlier.records if record.status is TrialStatus.RUNNING}
+    assert changed == {best, *trials.loc[trials["status"] == "running", "trial_id"]}

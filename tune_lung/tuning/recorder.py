@@ -93,6 +93,8 @@ class TrialRecord:
     """Columns of the sealed evaluation."""
     moments: list[float] = field(default_factory=lambda: [time.monotonic()])
     """Monotonic moments of its start and of the end of each epoch since; the last one of a report is taken to end with it."""
+    newest_epoch: int | None = None
+    """The epoch it told last since it was started; None before the first."""
     flushed_at: float = 0.0
     """Monotonic moment of the last write."""
 
@@ -128,15 +130,21 @@ class TrialRecord:
         """Take note of one more start."""
         self.status, self.stop_reason, self.failure, self.failure_kind = TrialStatus.RUNNING, None, None, None
         self.attempts += 1
+        self.newest_epoch = None
         self.moments = [time.monotonic()]
 
     def add_epochs(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take note of the epochs of a report, which has just come; those trained again take the place of the old."""
+        """Take note of the epochs of a report, which has just come.
+
+        Those trained again take the place of the old one by one, so that no row is missing if they are not all trained again.
+        """
         moment, ends = time.monotonic(), []
         for row in reversed(rows):
             ends.append(moment)
             moment -= row["epoch_seconds"] + row["validation_seconds"]
-        self.epochs = [row for row in self.epochs if row["epoch"] < rows[0]["epoch"]] + list(rows)
+        by_epoch = {row["epoch"]: row for row in (*self.epochs, *rows)}
+        self.epochs = [by_epoch[epoch] for epoch in sorted(by_epoch)]
+        self.newest_epoch = rows[-1]["epoch"]
         self.moments += reversed(ends)
 
     def add_decision(self, decision: Decision, *, number: int) -> None:
@@ -155,8 +163,10 @@ class TrialRecord:
         )
 
     def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int) -> None:
-        """Take note of the trial's end."""
+        """Take note of the trial's end: with the epoch it has told last, whatever an earlier attempt had after it."""
         self.status, self.stop_reason, self.ended_order = status, stop_reason, order
+        if self.newest_epoch is not None:
+            self.epochs = [row for row in self.epochs if row["epoch"] <= self.newest_epoch]
 
     def row(self) -> dict[str, Any]:
         """Lay the trial out as its row of the table `trials`."""

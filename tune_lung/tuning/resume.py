@@ -1,5 +1,6 @@
 """Going on from the ledger: earlier attempts' trials as records, and the studies brought to where those attempts had them."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.training.checkpoints import DamagedCheckpointError, load
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import (
@@ -79,6 +81,7 @@ def earlier_attempts(
         if row["status"] == TrialStatus.RUNNING and is_whole:
             begun.add(trial_id)
     records.sort(key=lambda record: (record.proposed_order, record.plan.trial_id))
+    _reopen_untestable(records, setup)
     _restore_decisions(records, decisions, space, strategy)
     order = max((order for record in records for order in (record.proposed_order, record.ended_order or 0)), default=0)
     settled = [record for record in records if record.plan.trial_id in begun and record.has_all_epochs_to_its_stop]
@@ -90,6 +93,27 @@ def earlier_attempts(
     return EarlierAttempts(
         records=records, settled=settled, loose_decisions=decisions, num_decisions=max(numbers, default=0), order=order
     )
+
+
+def _reopen_untestable(records: Sequence[TrialRecord], setup: SearchSetup) -> None:
+    """Let each cell's best trial be trained again if it is still to be tested, and its best checkpoint is damaged."""
+    ended = [record for record in records if record.best and record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED)]
+    best_of_cell = {record.plan.cell: record for record in sorted(ended, key=_score)}  # the last of a cell stays
+    for record in best_of_cell.values():
+        if not record.test_scores and not _has_good_best(record, setup):
+            record.status = TrialStatus.RUNNING
+
+
+def _score(record: TrialRecord) -> float:
+    return float(record.best["selection_score"]) if record.best else -math.inf
+
+
+def _has_good_best(record: TrialRecord, setup: SearchSetup) -> bool:
+    try:
+        found = load(setup.checkpoints(record.plan).best)
+    except (FileNotFoundError, DamagedCheckpointError):
+        return False
+    return record.best is not None and bool(found.state["epoch"] == record.best["epoch"])
 
 
 def _restore_decisions(
