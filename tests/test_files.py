@@ -2,7 +2,14 @@ import hashlib
 
 import pytest
 
-from tune_lung.files import sha256_of_file, whole_file, write_text_whole
+from tune_lung.files import (
+    DamagedFileError,
+    read_json_with_digest,
+    sha256_of_file,
+    whole_file,
+    write_json_with_digest,
+    write_text_whole,
+)
 
 
 def test_whole_file_appears_when_the_block_ends(tmp_path):
@@ -59,3 +66,18 @@ def test_sha256_of_file_reads_every_byte_across_chunks(tmp_path, size):
     content = bytes(index % 251 for index in range(1000)) * (size // 1000 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256_of_file(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-4], lambda _: b"", lambda content: content.replace(b"0.5", b"0.7")])
+def test_json_with_a_digest_that_was_damaged_is_noticed(tmp_path, damage):
+    path = tmp_path / "warm_start.json"
+    write_json_with_digest(path, {"trials": [{"score": 0.5}]})
+    assert read_json_with_digest(path) == {"trials": [{"score": 0.5}]}
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedFileError, match=r"warm_start\.json (is no JSON|does not match its digest)"):
+        read_json_with_digest(path)
+
+
+def test_json_without_a_digest_is_read_as_it_is(tmp_path):
+    (tmp_path / "run.json").write_text('{"name": "old"}')
+    assert read_json_with_digest(tmp_path / "run.json") == {"name": "old"}

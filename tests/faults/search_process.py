@@ -60,7 +60,8 @@ class SearchProcess:
     @classmethod
     def start(cls, *options: str, fault: Mapping[str, Any] | None = None, **environment: str) -> Self:
         """Start the command; a fault is injected by `tests/faults/injected`."""
-        own = {**os.environ, **environment}
+        # One worker trains: Ray need not start others before anything is asked of them.
+        own = {**os.environ, "RAY_prestart_worker_first_driver": "0", **environment}
         if fault is not None:
             own |= {"TUNE_LUNG_FAULT": json.dumps(fault), "PYTHONPATH": os.pathsep.join([str(INJECTED), str(Path.cwd())])}
         process = subprocess.Popen(

@@ -1,4 +1,8 @@
-"""Damaged files: noticed, named, survived."""
+"""Damaged files: noticed, named, survived.
+
+Every kind of damage to the files of a run is done here. For the cache, for checkpoints and for JSON files, cut tails and zero bytes
+are in the tests of their own modules.
+"""
 
 import shutil
 from pathlib import Path
@@ -61,33 +65,30 @@ def test_every_file_of_the_run_that_is_read_back(copied: Path, undisturbed_sampl
     assert read_run(run).manifest["attempt"] == 2
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_the_newest_checkpoint_of_the_trial_that_goes_on(copied: Path, undisturbed_sampled: Path, damage: str) -> None:
+def test_the_newest_checkpoint_of_the_trial_that_goes_on(copied: Path, undisturbed_sampled: Path) -> None:
     run = copied / "run"
     trials = read_run(run).trials
     (running,) = trials.loc[trials["status"] == "running", "trial_id"]
-    DAMAGES[damage](run / "checkpoints" / running / "last.safetensors")
+    DAMAGES["one byte flipped"](run / "checkpoints" / running / "last.safetensors")
     assert f"Trial {running} " in (printed := resumed(copied))
     assert "damaged and passed over: checkpoint last." in printed
     assert_as_if_nothing_had_happened(run, undisturbed_sampled)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_every_file_of_the_cache(copied: Path, undisturbed_sampled: Path, damage: str) -> None:
+def test_every_file_of_the_cache(copied: Path, undisturbed_sampled: Path) -> None:
     files = [
         path for kind in ("stores", "phantoms", "digests") for path in (copied / "cache" / kind).rglob("*") if path.is_file()
     ]
     assert {".npy", ".npz", ".json", ".png"} <= {path.suffix for path in files}
     for path in files:
-        DAMAGES[damage](path)
+        DAMAGES["one byte flipped"](path)
     printed = resumed(copied)
     assert "An entry of the cache (stores) is damaged" in printed
     assert "An entry of the cache (phantoms) is damaged" in printed
     assert_as_if_nothing_had_happened(copied / "run", undisturbed_sampled)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_prefix_features(undisturbed: Path, tmp_path: Path, damage: str) -> None:
+def test_prefix_features(undisturbed: Path, tmp_path: Path) -> None:
     cache = ("--cache", str(tmp_path / "cache"))
     fault = {"do": "kill driver", "file": "*/checkpoints/*/.last.safetensors.*", "at": 1}
     begun = begin(tmp_path, *cache)
@@ -95,19 +96,18 @@ def test_prefix_features(undisturbed: Path, tmp_path: Path, damage: str) -> None
     files = [path for path in (tmp_path / "cache" / "features").rglob("*") if path.is_file()]
     assert len(files) >= 4
     for path in files:
-        DAMAGES[damage](path)
+        DAMAGES["one byte flipped"](path)
     searched("--resume", str(tmp_path / "run"), *cache)
     run, other = read_run(tmp_path / "run"), read_run(undisturbed)
     same = other.trials.merge(run.trials, on=["trial_id", "selection_score", "val_loss", "test_macro_recall"])
     assert len(same) == len(run.trials) == 1
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_a_warm_start_taught(undisturbed_sampled: Path, tmp_path: Path, damage: str) -> None:
+def test_what_a_warm_start_taught(undisturbed_sampled: Path, tmp_path: Path) -> None:
     fault = {"do": "kill driver", "file": "*/trials/.[0-9a-f]*.parquet.*", "at": 1}
     options = begin(tmp_path, *SAMPLED, "--warm-start", str(undisturbed_sampled), space=SAMPLED_SPACE)
     searched(*options, "--max-epochs", "4", status=KILLED, fault=fault)
-    DAMAGES[damage](tmp_path / "run" / "warm_start.json")
+    DAMAGES["one byte flipped"](tmp_path / "run" / "warm_start.json")
     printed = searched("--resume", str(tmp_path / "run"))
     assert "warm_start.json is damaged: going on without what the earlier run taught" in printed
     assert read_run(tmp_path / "run").manifest["status"] == "completed"

@@ -29,7 +29,6 @@ MOMENTS = {
     "while a best network is written": ("*/checkpoints/*/.best.safetensors.*", 1),
     "while a ledger part is written": ("*/epochs/.[0-9a-f]*.parquet.*", 2),
     "while a trial's row is written": ("*/trials/.[0-9a-f]*.parquet.*", 4),
-    "while validation predictions are written": ("*/validation_predictions/.[0-9a-f]*.parquet.*", 2),
     "while the manifest is written": ("*/.run.json.*", 3),
     "during the evaluation": ("*/predictions/.[0-9a-f]*.parquet.*", 2),
 }
@@ -93,7 +92,7 @@ def test_killed_during_a_resume_and_resumed_again(tmp_path: Path, undisturbed: P
     assert read_run(tmp_path / "run").manifest["attempt"] == 4
 
 
-@pytest.mark.parametrize("at", [1, 4, 6])
+@pytest.mark.parametrize("at", [2, 5])
 def test_a_sampled_search_killed_at_a_rung_goes_on_with_the_same_points_and_verdicts(
     tmp_path: Path, undisturbed_sampled: Path, at: int
 ) -> None:
