@@ -62,8 +62,7 @@ class SearchProcess:
         """Start the command; a fault is injected by `tests/faults/injected`."""
         # One worker trains: Ray need not start others before anything is asked of them.
         own = {**os.environ, "RAY_prestart_worker_first_driver": "0", **environment}
-        if fault is not None:
-            own |= {"TUNE_LUNG_FAULT": json.dumps(fault), "PYTHONPATH": os.pathsep.join([str(INJECTED), str(Path.cwd())])}
+        own |= {"TUNE_LUNG_FAULT": json.dumps(fault), "PYTHONPATH": os.pathsep.join([str(INJECTED), str(Path.cwd())])}
         process = subprocess.Popen(
             [sys.executable, "-m", "tune_lung.search", *options],
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """Damaged files: noticed, named, survived.
 
-Every kind of damage to the files of a run is done here. For the cache, for checkpoints and for JSON files, cut tails and zero bytes
-are in the tests of their own modules.
+Every kind of damage to the files of a run is done here. For the cache, for checkpoints and for JSON files, cut tails and zero
+bytes are in the tests of their own modules.
 """
 
 import shutil

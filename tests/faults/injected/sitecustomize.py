@@ -1,5 +1,7 @@
 """Faults at a chosen file: imported by every Python of a search that a test starts, its driver and its workers.
 
+Trackers that no fault test uses are hidden: Ray imports every one that it finds, for more than a second.
+
 `TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time, or each time where that is 0, that a process brings a file whose name
 matches `file` to the disk, between its writing and its renaming; with `once`, a path, at most once in all processes. `kill
 driver` and `kill self` are SIGKILL; `freeze` hangs; the others raise.
@@ -9,7 +11,10 @@ import fnmatch
 import json
 import os
 import signal
+import sys
 import time
+
+sys.modules |= dict.fromkeys(("mlflow", "wandb"))  # to import them now fails, as if they were not installed
 
 _fault = json.loads(os.environ.get("TUNE_LUNG_FAULT", "null"))
 if _fault is not None:
