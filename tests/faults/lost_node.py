@@ -1,6 +1,7 @@
-"""Run one search on a cluster of two Ray nodes on this machine, and kill one of them when it trains.
+"""Run one search on a cluster of Ray nodes on this machine, and kill the node that trains.
 
-Usage: lost_node.py RUN COMMAND..., the run's folder and a search command to which `--address` is added.
+Usage: lost_node.py FILE COMMAND..., a search command to which `--address` is added. The first node with a CPU is killed when FILE
+is there, which a trial makes before it hangs; a second such node takes over.
 """
 
 import os
@@ -13,29 +14,25 @@ from pathlib import Path
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", RAY_health_check_failure_threshold="2")
 os.environ.update({f"RAY_health_check_{name}_ms": "500" for name in ("initial_delay", "period", "timeout")})
 
-import ray
-from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
 
 _NODE_MEMORY_BYTES = 100_000_000
 
 
 def main() -> int:
-    """Start the nodes and the search, and kill the second node once it is busy and the run has epochs."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": _NODE_MEMORY_BYTES})
+    """Start nodes and search, and kill the node whose trial hangs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _NODE_MEMORY_BYTES})
     node = cluster.add_node(num_cpus=1, object_store_memory=_NODE_MEMORY_BYTES)
-    ray.init(address=cluster.address, log_to_driver=False)
-    epochs, is_killed = Path(sys.argv[1]) / "epochs", False
+    is_killed = False
     try:
         search = subprocess.Popen([*sys.argv[2:], "--address", cluster.address])
         while search.poll() is None:
-            is_busy = available_resources_per_node().get(node.node_id, {}).get("CPU", 0.0) < 1
-            if not is_killed and is_busy and len(list(epochs.glob("*.parquet"))) > 1:
+            if not is_killed and Path(sys.argv[1]).exists():
+                cluster.add_node(num_cpus=1, object_store_memory=_NODE_MEMORY_BYTES)
                 cluster.remove_node(node, allow_graceful=False)
                 is_killed = True
             time.sleep(0.1)
     finally:
-        ray.shutdown()
         cluster.shutdown()
     sys.stdout.write(f"killed a node: {is_killed}\n")
     return search.returncode

@@ -60,9 +60,7 @@ class SearchProcess:
     @classmethod
     def start(cls, *options: str, fault: Mapping[str, Any] | None = None, **environment: str) -> Self:
         """Start the command; a fault is injected by `tests/faults/injected`."""
-        # One worker trains: Ray need not start others before anything is asked of them.
-        own = {**os.environ, "RAY_prestart_worker_first_driver": "0", **environment}
-        own |= {"TUNE_LUNG_FAULT": json.dumps(fault), "PYTHONPATH": os.pathsep.join([str(INJECTED), str(Path.cwd())])}
+        own = {**os.environ, **environment, **environment_of(fault)}
         process = subprocess.Popen(
             [sys.executable, "-m", "tune_lung.search", *options],
             stdout=subprocess.PIPE,
@@ -70,6 +68,8 @@ class SearchProcess:
             text=True,
             env=own,
             start_new_session=True,
+            # A shell lets what it runs in the background ignore Ctrl-C, and so would all its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         return cls(process)
 
@@ -86,6 +86,15 @@ class SearchProcess:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the driver alone."""
         self.process.send_signal(number)
+
+
+def environment_of(fault: Mapping[str, Any] | None) -> dict[str, str]:
+    """The variables that a process and its children need for a fault to befall them, or for none to."""
+    return {
+        "TUNE_LUNG_FAULT": json.dumps(fault),
+        "PYTHONPATH": os.pathsep.join([str(INJECTED), str(Path.cwd())]),
+        "RAY_prestart_worker_first_driver": "0",  # one worker trains: others need not wait
+    }
 
 
 def begin(folder: Path, *options: str, space: str = SPACE) -> list[str]:
