@@ -448,7 +448,7 @@ def _supervise(supervised: _Supervised, console: Console) -> int | None:
     Returns:
         The exit status; None when there is something to report.
     """
-    from tune_lung.interrupts import Interrupted, interruptible
+    from tune_lung.interrupts import interruptible
     from tune_lung.results.schema import TrialStatus
     from tune_lung.tuning.recorder import SearchHaltedError
 
@@ -456,10 +456,10 @@ def _supervise(supervised: _Supervised, console: Console) -> int | None:
     try:
         with interruptible():
             records = _run(supervised, console)
-    except Interrupted as interrupt:
+    except KeyboardInterrupt as interrupt:  # an Interrupted, or what Ray makes of one
         _write_end(ledger, "interrupted")
         _say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
-        return interrupt.exit_status
+        return int(getattr(interrupt, "exit_status", 130))
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
         sys.stderr.write(f"error: {error}. The log above has its traceback. Mend it, and begin a new run.\n")
