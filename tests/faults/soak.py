@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tune_lung.results.layout import RunPaths
+from tune_lung.results.ownership import read_owner
+
 from tests.faults.damage import DAMAGES
 from tests.faults.search_process import (
     SAMPLED,
@@ -23,13 +26,16 @@ from tests.faults.search_process import (
     keys_of,
     num_duplicates,
     searched,
+    wait_until,
 )
 
 _SPACES: dict[str, tuple[str, ...]] = {"grid": (), "sampled": SAMPLED}
 """Options of each search, beside those of all."""
 _READ_BACK = {".json", ".parquet", ".safetensors", ".npy", ".npz"}
 _MOST_KILLS = 3
-_LONGEST_LIFE_SECONDS = 14.0
+_SHARE_OF_LATE_KILLS = 0.75
+_LONGEST_LIFE_SECONDS = 8.0
+"""From the start, or for late kills from the moment at which the search owns its run."""
 
 
 def main() -> int:
@@ -70,11 +76,7 @@ def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.
     run, command, told, num_lost = folder / "run", _options(folder, sampled), [], 0
     for _ in range(draws.integers(1, _MOST_KILLS + 1)):
         before = keys_of(run)
-        search = SearchProcess.start(*command)
-        seconds = draws.uniform(0.5, _LONGEST_LIFE_SECONDS)
-        time.sleep(seconds)
-        search.kill()
-        search.end()
+        seconds = _killed_search(command, run, draws)
         num_lost += sum(len(rows - keys_of(run)[table]) for table, rows in before.items())
         told.append(f"killed after {seconds:.1f} s")
         if (run / "run.json").exists():
@@ -91,6 +93,19 @@ def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.
         return "; ".join([*told, f"DIFFERS: {error}", printed]), num_lost, num_duplicates(run)
     shutil.rmtree(folder)
     return "; ".join([*told, "survived"]), num_lost, 0
+
+
+def _killed_search(command: list[str], run: Path, draws: np.random.Generator) -> float:
+    """Start a search and kill its driver; return the seconds that it was given."""
+    owner = read_owner(RunPaths(run))
+    search = SearchProcess.start(*command)
+    if draws.random() < _SHARE_OF_LATE_KILLS:  # most of a small search's time is its start
+        wait_until(lambda: read_owner(RunPaths(run)) not in (None, owner) or search.process.poll() is not None)
+    seconds = draws.uniform(0.0, _LONGEST_LIFE_SECONDS)
+    time.sleep(seconds)
+    search.kill()
+    search.end()
+    return float(seconds)
 
 
 def _damage(folder: Path, draws: np.random.Generator) -> list[str]:
