@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tune_lung.tuning.cluster import Resources
     from tune_lung.tuning.plan import DataRequest, SearchSetup
     from tune_lung.tuning.proposals.studies import KnownTrial
-    from tune_lung.tuning.recorder import EarlierAttempts, TrialRecord
+    from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

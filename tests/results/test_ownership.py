@@ -51,8 +51,8 @@ def test_a_heartbeat_that_goes_on_is_a_driver_on_another_machine(tmp_path, monke
 def test_a_driver_that_let_go_is_not_waited_for(tmp_path, monkeypatch):
     written(tmp_path, has_ended=True)
     monkeypatch.setattr(ownership.time, "sleep", lambda _: pytest.fail("It waited."))
-    with Ownership.claim(tmp_path):
-        pass
+    with Ownership.claim(tmp_path) as own:
+        assert own.attempt == 4
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"attempt": 1}', '{"foo": 1}'])

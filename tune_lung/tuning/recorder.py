@@ -4,8 +4,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from tune_lung.errors import InputError, NoRoomError, is_no_room
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus
 from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.driver_only import DriverOnly
@@ -32,6 +31,7 @@ from tune_lung.tuning.outcome import EPOCHS, failure_of, last_epoch
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import objective_values
 from tune_lung.tuning.rungs import Decision
+from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
 _EPOCH_COLUMNS = (
@@ -46,176 +46,12 @@ _EPOCH_COLUMNS = (
     "images_per_second",
     "learning_rate",
 )
-FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device", "prefix_seconds")
 
 _log = logging.getLogger(__name__)
 
 
 class SearchHaltedError(Exception):
     """The first trials have all failed with a bug."""
-
-
-@dataclass
-class TrialRecord:
-    """One trial as the driver knows it."""
-
-    plan: TrialPlan
-    """What is trained."""
-    resources: Resources
-    """What it gets, or got."""
-    status: TrialStatus = TrialStatus.RUNNING
-    """Where it stands."""
-    stop_reason: StopReason | None = None
-    """What ended it."""
-    failure: str | None = None
-    """One line on why it failed."""
-    failure_kind: FailureKind | None = None
-    """What sort of failure that was."""
-    attempts: int = 1
-    """How often it was started."""
-    failures: Counter[FailureKind] = field(default_factory=Counter)
-    """Failed attempts by kind, since the search began or went on."""
-    proposed_order: int = 0
-    """Place of its proposal among all proposals and ends."""
-    ended_order: int | None = None
-    """Place of its end among the same."""
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    """Its rows of the table `epochs`."""
-    decisions: list[dict[str, Any]] = field(default_factory=list)
-    """Its rows of the table `decisions`."""
-    has_unwritten_decisions: bool = False
-    """Whether decisions were taken since the last write."""
-    profile: list[dict[str, Any]] = field(default_factory=list)
-    """Its rows of the table `profile`; empty unless the search was asked for it."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Parameters, multiply-adds, device, seconds spent on prefix features."""
-    test_scores: dict[str, float] = field(default_factory=dict)
-    """Columns of the sealed evaluation."""
-    moments: list[float] = field(default_factory=lambda: [time.monotonic()])
-    """Monotonic moments of its start and of the end of each epoch since; the last one of a report is taken to end with it."""
-    newest_epoch: int | None = None
-    """The epoch it told last since it was started; None before the first."""
-    flushed_at: float = 0.0
-    """Monotonic moment of the last write."""
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch so far; the earlier one of equals."""
-        return max(self.epochs, key=lambda row: (row["selection_score"], -row["epoch"]), default=None)
-
-    @property
-    def epoch_seconds_mean(self) -> float | None:
-        """Mean time of a training pass, the first epoch left out; None before the second."""
-        later = [row["epoch_seconds"] for row in self.epochs[1:]]
-        return sum(later) / len(later) if later else None
-
-    @property
-    def stopped_at(self) -> int | None:
-        """Epoch of the rung at which the scheduler has stopped it; None while it goes on."""
-        return next((row["rung_epoch"] for row in self.decisions if row["verdict"] == Verdict.STOP), None)
-
-    @property
-    def has_all_epochs_to_its_stop(self) -> bool:
-        """Whether the scheduler has stopped it with its last epoch."""
-        return self.stopped_at is not None and self.stopped_at == len(self.epochs)
-
-    def known_epochs(self, judged_epochs: Iterable[int]) -> int:
-        """Count the epochs that need not be told again: those before the first that is still to be judged."""
-        decided = {row["rung_epoch"] for row in self.decisions}
-        untold = [epoch for epoch in judged_epochs if epoch not in decided]
-        untold += [] if self.stopped_at is None else [self.stopped_at]  # told again, it is stopped again
-        return min([len(self.epochs), *(epoch - 1 for epoch in untold)])
-
-    def start_again(self) -> None:
-        """Take note of one more start."""
-        self.status, self.stop_reason, self.failure, self.failure_kind = TrialStatus.RUNNING, None, None, None
-        self.attempts += 1
-        self.newest_epoch = None
-        self.moments = [time.monotonic()]
-
-    def add_epochs(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take note of the epochs of a report, which has just come.
-
-        Those trained again take the place of the old one by one, so that no row is missing if they are not all trained again.
-        """
-        moment, ends = time.monotonic(), []
-        for row in reversed(rows):
-            ends.append(moment)
-            moment -= row["epoch_seconds"] + row["validation_seconds"]
-        by_epoch = {row["epoch"]: row for row in (*self.epochs, *rows)}
-        self.epochs = [by_epoch[epoch] for epoch in sorted(by_epoch)]
-        self.newest_epoch = rows[-1]["epoch"]
-        self.moments += reversed(ends)
-
-    def add_decision(self, decision: Decision, *, number: int) -> None:
-        """Take note of what a stopping rule decided, as the run's decision of that number."""
-        self.has_unwritten_decisions = True
-        self.decisions.append(
-            {
-                "decision": number,
-                "trial_id": self.plan.trial_id,
-                "cell": self.plan.cell,
-                "rung_epoch": decision.rung_epoch,
-                "value": decision.value,
-                "cutoff": decision.cutoff,
-                "verdict": decision.verdict,
-            }
-        )
-
-    def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int) -> None:
-        """Take note of the trial's end: with the epoch it has told last, whatever an earlier attempt had after it."""
-        self.status, self.stop_reason, self.ended_order = status, stop_reason, order
-        if self.newest_epoch is not None:
-            self.epochs = [row for row in self.epochs if row["epoch"] <= self.newest_epoch]
-
-    def row(self) -> dict[str, Any]:
-        """Lay the trial out as its row of the table `trials`."""
-        plan, best = self.plan, self.best or {}
-        weights = plan.weights
-        kept = ("selection_score", "val_loss", "val_macro_recall", "val_micro_recall")
-        return {
-            "trial_id": plan.trial_id,
-            "point_id": plan.point_id,
-            "cell": plan.cell,
-            "repeat": plan.repeat,
-            **plan.trial.columns(),
-            "weights_name": weights.name if weights else None,
-            "weights_sha256": weights.sha256 if weights else None,
-            "trial_seed": plan.trial_seed,
-            "status": self.status,
-            "stop_reason": self.stop_reason,
-            "failure": self.failure,
-            "failure_kind": self.failure_kind,
-            "attempts": self.attempts,
-            "proposed_order": self.proposed_order,
-            "ended_order": self.ended_order,
-            "epochs_run": len(self.epochs),
-            "best_epoch": best.get("epoch"),
-            **{name: best.get(name) for name in kept},
-            **self.test_scores,
-            **self.facts,
-            "epoch_seconds_mean": self.epoch_seconds_mean,
-            "prefix_cached": self.facts.get("prefix_seconds") is not None,
-            "cpus": self.resources.cpus_per_trial,
-            "gpus": self.resources.gpus_per_trial,
-            "concurrent_trials": self.resources.max_concurrent,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EarlierAttempts:
-    """What the attempts before left in a run's ledger."""
-
-    records: Sequence[TrialRecord] = ()
-    """Every trial that they started, in the order of their proposal."""
-    settled: Sequence[TrialRecord] = ()
-    """Those of them that had been stopped when a kill came before it was in their row."""
-    loose_decisions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Decisions about trials whose own row is lost, by trial."""
-    num_decisions: int = 0
-    """Decisions taken."""
-    order: int = 0
-    """Proposals and ends counted."""
 
 
 class Recorder(DriverOnly, Callback):

@@ -25,9 +25,10 @@ from tune_lung.tuning.proposals.studies import (
     outcome_of,
     outcome_of_repeats,
 )
-from tune_lung.tuning.recorder import FACT_COLUMNS, EarlierAttempts, Recorder, TrialRecord
+from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.rungs import Asha
 from tune_lung.tuning.scheduler import groups_of, rule_of
+from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
 _TEST_COLUMNS = ("test_macro_recall", "test_micro_recall")
 
@@ -59,22 +60,8 @@ def earlier_attempts(
     records, begun = [], set()
     for row in plain_rows(run.trials):
         trial_id = row["trial_id"]
-        record = TrialRecord(
-            plan=_plan_of(row, cells, setup),
-            resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=row["concurrent_trials"]),
-            status=TrialStatus(row["status"]),
-            stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
-            failure=row.get("failure"),
-            failure_kind=FailureKind(row["failure_kind"]) if "failure_kind" in row else None,
-            attempts=row["attempts"],
-            proposed_order=row.get("proposed_order", 0),
-            ended_order=row.get("ended_order"),
-            epochs=epochs.pop(trial_id, []),
-            decisions=decisions.pop(trial_id, []),
-            profile=profile.pop(trial_id, []),
-            facts={name: row.get(name) for name in FACT_COLUMNS},
-            test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
-        )
+        record = _record_of(row, _plan_of(row, cells, setup))
+        record.epochs, record.decisions, record.profile = (rows.pop(trial_id, []) for rows in (epochs, decisions, profile))
         is_whole = len(record.epochs) >= row["epochs_run"] and (not record.epochs or trial_id in predicted)
         _reopen(record, is_whole=is_whole, is_time_left=is_time_left)
         records.append(record)
@@ -92,6 +79,23 @@ def earlier_attempts(
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
     return EarlierAttempts(
         records=records, settled=settled, loose_decisions=decisions, num_decisions=max(numbers, default=0), order=order
+    )
+
+
+def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
+    """Read back a trial's row of the table `trials`."""
+    return TrialRecord(
+        plan=plan,
+        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=row["concurrent_trials"]),
+        status=TrialStatus(row["status"]),
+        stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
+        failure=row.get("failure"),
+        failure_kind=FailureKind(row["failure_kind"]) if "failure_kind" in row else None,
+        attempts=row["attempts"],
+        proposed_order=row.get("proposed_order", 0),
+        ended_order=row.get("ended_order"),
+        facts={name: row.get(name) for name in FACT_COLUMNS},
+        test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
     )
 
 

@@ -15,8 +15,9 @@ from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.failures import Failure
 from tune_lung.tuning.outcome import EPOCHS, METRIC, failure_of
 from tune_lung.tuning.proposals.studies import Outcome, Proposal, Studies, outcome_of, outcome_of_repeats
-from tune_lung.tuning.recorder import Recorder, TrialRecord
+from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.resume import replay
+from tune_lung.tuning.trial_record import TrialRecord
 
 
 class StudySearch(DriverOnly, Searcher):

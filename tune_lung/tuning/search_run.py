@@ -24,11 +24,12 @@ from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
-from tune_lung.tuning.recorder import EarlierAttempts, Recorder, TrialRecord
+from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
 from tune_lung.tuning.trainable import LungTrial
+from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 from tune_lung.tuning.watching.progress import ProgressView
 from tune_lung.tuning.watching.time_left import TimeLeft, work_of_cells
 from tune_lung.tuning.watching.trackers import make_trackers

@@ -9,7 +9,7 @@ from tune_lung.space import Arm, Choice, Grid, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.forecasting.forecast import seconds_on_slots
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.recorder import TrialRecord
+from tune_lung.tuning.trial_record import TrialRecord
 from tune_lung.tuning.watching.time_left import TimeLeft, duration, work_of_cells
 
 from tests.tuning.conftest import RESOURCES, epoch_result

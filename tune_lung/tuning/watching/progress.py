@@ -16,7 +16,8 @@ from tune_lung.results.schema import FailureKind, StopReason, TrialStatus
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.recorder import Recorder, TrialRecord
+from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.trial_record import TrialRecord
 from tune_lung.tuning.watching.time_left import TimeLeft
 from tune_lung.tuning.watching.trial_label import trial_label
 

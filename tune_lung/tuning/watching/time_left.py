@@ -11,8 +11,8 @@ from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.forecasting.forecast import foresee_trials, plan_cells, seconds_on_slots
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.recorder import TrialRecord
 from tune_lung.tuning.trainable import network_facts
+from tune_lung.tuning.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from tune_lung.errors import InputError
 from tune_lung.results.schema import TrialStatus
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import EPOCHS, failure_of
-from tune_lung.tuning.recorder import Recorder, TrialRecord
+from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.trial_record import TrialRecord
 
 _log = logging.getLogger(__name__)
 
