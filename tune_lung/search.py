@@ -150,7 +150,7 @@ def _search(search: _Search, console: Console) -> int:
             known = _known_trials(search, setup, console)
             if options.dry_run:
                 return _dry_run(search, setup, resources, console)
-            _warn_of_room(search, len(prepared.classes), console)
+            _warn_of_room(search, resources, len(prepared.classes), console)
             with _opened_ledger(search, setup, prepared, known) as (ledger, ownership, found):
                 supervised = _Supervised(
                     search=search,
@@ -198,11 +198,15 @@ def _dry_run(search: _Search, setup: "SearchSetup", resources: "Resources", cons
     return 0
 
 
-def _warn_of_room(search: _Search, num_classes: int, console: Console) -> None:
-    from tune_lung.tuning.forecasting.room import warning_of_room
+def _warn_of_room(search: _Search, resources: "Resources", num_classes: int, console: Console) -> None:
+    from tune_lung.tuning.cluster import node_offers
+    from tune_lung.tuning.forecasting.room import warnings_of_room
 
-    warning = warning_of_room(search.space, search.strategy, search.run, num_classes=num_classes, out=search.root.parent)
-    if warning is not None:
+    offers = node_offers(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
+    out = search.root.parent
+    for warning in warnings_of_room(
+        search.space, search.strategy, search.run, resources, offers, num_classes=num_classes, out=out
+    ):
         _say(console, warning)
 
 

@@ -85,14 +85,18 @@ def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.
         else:
             shutil.rmtree(run, ignore_errors=True)
     before = keys_of(run)
-    printed = searched(*command)
-    num_lost += sum(len(rows - keys_of(run)[table]) for table, rows in before.items())
     try:
+        searched(*command)
         assert_as_if_nothing_had_happened(run, undisturbed)
+        told.append("survived")
     except AssertionError as error:
-        return "; ".join([*told, f"DIFFERS: {error}", printed]), num_lost, num_duplicates(run)
-    shutil.rmtree(folder)
-    return "; ".join([*told, "survived"]), num_lost, 0
+        told.append(f"DIFFERS: {error}")
+    after = keys_of(run)
+    num_lost += sum(len(rows - after.get(table, set())) for table, rows in before.items())
+    num_double = num_duplicates(run) if after else 0
+    if told[-1] == "survived":
+        shutil.rmtree(folder)
+    return "; ".join(told), num_lost, num_double
 
 
 def _killed_search(command: list[str], run: Path, draws: np.random.Generator) -> float:

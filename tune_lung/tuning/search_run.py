@@ -22,6 +22,7 @@ from tune_lung.strategy import Strategy
 from tune_lung.training.checkpoints import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
 from tune_lung.tuning.recorder import Recorder
@@ -160,6 +161,7 @@ def train(
     bound = tune.with_resources(
         tune.with_parameters(trainable, setup=setup), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     )
+    survive_killed_workers()
     with tempfile.TemporaryDirectory(prefix="tune_lung-ray-") as working_state:
         tuner = tune.Tuner(
             bound,

@@ -4,7 +4,7 @@ Trackers that no fault test uses are hidden: Ray imports every one that it finds
 
 `TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time, or each time where that is 0, that a process brings a file whose name
 matches `file` to the disk, between its writing and its renaming; with `once`, a path, at most once in all processes. `kill
-driver` and `kill self` are SIGKILL; `freeze` hangs; the others raise.
+driver` and `kill self` are SIGKILL; `freeze` hangs; `fill memory` takes 8 GiB and waits to be ended; the others raise.
 """
 
 import fnmatch
@@ -42,6 +42,9 @@ if _fault is not None:
             time.sleep(600)
         elif _fault["do"] == "run out of memory":
             bytearray(1 << 60)
+        elif _fault["do"] == "fill memory":
+            _filled = [os.urandom(1 << 20) * 64 for _ in range(128)]
+            time.sleep(60)
         else:
             raise RuntimeError("injected")
 

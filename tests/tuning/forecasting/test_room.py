@@ -1,5 +1,6 @@
 """What cannot fit is refused before it is started."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -8,8 +9,18 @@ import pytest
 
 from tune_lung.config import ResNetConfig, RunConfig, TrialConfig
 from tune_lung.errors import InputError
-from tune_lung.tuning.cluster import NodeOffer
-from tune_lung.tuning.forecasting.room import DiskNeed, check_disk, check_gpu_memory, check_memory, checkpoints_need, size_text
+from tune_lung.space import Arm, Grid, SearchSpace
+from tune_lung.strategy import Strategy
+from tune_lung.tuning.cluster import NodeOffer, Resources
+from tune_lung.tuning.forecasting.room import (
+    DiskNeed,
+    check_disk,
+    check_gpu_memory,
+    check_memory,
+    checkpoints_need,
+    size_text,
+    warnings_of_room,
+)
 
 GB = 10**9
 
@@ -77,6 +88,31 @@ def test_memory_is_counted_node_by_node() -> None:
 def test_a_trial_that_no_node_can_hold_is_told_to_shrink() -> None:
     with pytest.raises(InputError, match="Lower batch_size or --image-size"):
         check_memory([NodeOffer(slots=1, memory_bytes=2 * GB)], slots=1, trial_bytes=3 * GB)
+
+
+@pytest.mark.usefixtures("_ten_gb_free")
+@pytest.mark.parametrize(
+    ("repeats", "gigabytes", "told"),
+    [
+        (1, 8, []),
+        (1, 2, [r"4 trials at once need 2\.4 GB of memory, and 2\.0 GB are free\. Use --max-concurrent 3"]),
+        (100, 8, ["may write .* of checkpoints, and 10 GB are free there"]),
+    ],
+)
+def test_a_search_is_warned_of_what_is_known_to_be_short(repeats: int, gigabytes: int, told: list[str]) -> None:
+    resnets = SearchSpace(name="resnets", arms=(Arm(model="resnet18", learning_rate=Grid(0.1, 0.01, 0.001, 0.0001)),))
+    warnings = warnings_of_room(
+        resnets,
+        Strategy(sampler="exhaustive", scheduler="none", samples=None, repeats=repeats),
+        RunConfig(),
+        Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=8),
+        [NodeOffer(slots=8, memory_bytes=gigabytes * GB)],
+        num_classes=4,
+        out=Path("runs"),
+    )
+    assert len(warnings) == len(told)
+    for warning, text in zip(warnings, told, strict=True):
+        assert re.search(text, warning)
 
 
 @pytest.mark.parametrize(("gpus_per_trial", "num_sharing"), [(0.25, 4), (0.5, 2), (0.4, 2)])

@@ -13,9 +13,11 @@ from tune_lung.models.network import network_outline
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import checkpoint_bytes
-from tune_lung.tuning.cluster import NodeOffer
+from tune_lung.tuning.cluster import NodeOffer, Resources
 from tune_lung.tuning.forecasting.forecast import foresee_trials, plan_cells
 
+_LEAST_WORKER_BYTES = 600_000_000
+"""Memory of a worker that has imported torch and trains next to nothing; 790 MB measured, and other builds are smaller."""
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6))
 
 
@@ -52,27 +54,39 @@ def checkpoints_need(trials: Iterable[TrialConfig], run: RunConfig, *, num_class
     return DiskNeed(what="checkpoints", folder=out, num_bytes=sum(map(trial_bytes, trials)), option="--out")
 
 
-def warning_of_room(space: SearchSpace, strategy: Strategy, run: RunConfig, *, num_classes: int, out: Path) -> str | None:
-    """Say in a line when a search may write more than its disk takes: it stops there, and goes on when there is room.
+def warnings_of_room(
+    space: SearchSpace,
+    strategy: Strategy,
+    run: RunConfig,
+    resources: Resources,
+    offers: Iterable[NodeOffer],
+    *,
+    num_classes: int,
+    out: Path,
+) -> list[str]:
+    """Say in a line each what disk and memory may not hold, from what is known without training; a dry run measures.
 
     Args:
         space: What is tried.
         strategy: How.
         run: Its protocol and image size.
+        resources: How many trials run at once.
+        offers: The nodes.
         num_classes: Of the data.
         out: The parent of runs.
-
-    Returns:
-        The line; None where all fits.
     """
     trials = [trial.trial for trial in foresee_trials(plan_cells(space.cells(), strategy), strategy)]
+    warnings = []
     need, free = checkpoints_need(trials, run, num_classes=num_classes, out=out), free_bytes(out)
-    if need.num_bytes <= free:
-        return None
-    return (
-        f"The search may write {size_text(need.num_bytes)} of checkpoints, and {size_text(free)} are free there: when the disk is"
-        " full it stops, and goes on with --resume"
-    )
+    if need.num_bytes > free:
+        warnings.append(
+            f"The search may write {size_text(need.num_bytes)} of checkpoints, and {size_text(free)} are free there: when the"
+            " disk is full it stops, and goes on with --resume"
+        )
+    shortage = _shortage_of_memory(offers, slots=min(resources.max_concurrent, len(trials)), trial_bytes=_LEAST_WORKER_BYTES)
+    if shortage is not None:
+        warnings.append(f"{shortage} A trial that ends for want of memory is tried once more, alone")
+    return warnings
 
 
 def check_disk(needs: Sequence[DiskNeed]) -> None:
@@ -111,15 +125,23 @@ def check_memory(offers: Iterable[NodeOffer], *, slots: int, trial_bytes: int) -
     Raises:
         InputError: A node has too little.
     """
+    shortage = _shortage_of_memory(offers, slots=slots, trial_bytes=trial_bytes)
+    if shortage is not None:
+        raise InputError(shortage)
+
+
+def _shortage_of_memory(offers: Iterable[NodeOffer], *, slots: int, trial_bytes: int) -> str | None:
+    """Say which trials at once a node's memory does not hold, and what to do; None where all have room."""
     for offer in offers:
         at_once = min(slots, offer.slots)
         if at_once * trial_bytes > offer.memory_bytes:
             fitting = int(offer.memory_bytes // trial_bytes)
             mend = f"Use --max-concurrent {fitting}" if fitting else "Lower batch_size or --image-size"
-            raise InputError(
+            return (
                 f"{at_once} trials at once need {size_text(at_once * trial_bytes)} of memory, and"
                 f" {size_text(offer.memory_bytes)} are free. {mend}, or free some."
             )
+    return None
 
 
 def check_gpu_memory(*, gpus_per_trial: float, trial_bytes: int, gpu_bytes: int) -> None:
