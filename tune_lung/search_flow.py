@@ -1,0 +1,214 @@
+"""A search from its request to its end: images, weights, Ray, the ledger, and the search itself.
+
+It loads torch and Ray; what can be refused without them is refused before.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from tune_lung.config import PointValue, RunConfig, Split, TrialConfig
+from tune_lung.data.cache import Cache
+from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.data.prepare import PreparedData
+from tune_lung.data.store import PixelStore
+from tune_lung.errors import InputError
+from tune_lung.files import DamagedFileError, read_json_with_digest
+from tune_lung.models.precision import supports_bf16
+from tune_lung.models.weights import WeightsSource, resolve_weights
+from tune_lung.results.layout import RunPaths
+from tune_lung.search_options import bytes_of, seconds_of
+from tune_lung.search_request import SearchRequest
+from tune_lung.search_supervision import Supervised, opened_ledger, say, supervise
+from tune_lung.space import SearchSpace
+from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session
+from tune_lung.tuning.forecasting.dry_run import dry_run
+from tune_lung.tuning.forecasting.room import warnings_of_room
+from tune_lung.tuning.plan import DataRequest, SearchSetup
+from tune_lung.tuning.proposals.studies import KnownTrial
+from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_from_json
+from tune_lung.tuning.scheduler import judged_epochs
+
+
+def search(request: SearchRequest, console: Console) -> int | None:
+    """Do what was asked for.
+
+    Args:
+        request: The search.
+        console: Where to tell of it.
+
+    Returns:
+        The exit status; None when there is a run to report.
+
+    Raises:
+        InputError: Images, weights, resources or room are not there; a run that was begun can go on.
+    """
+    started = time.monotonic()
+    options = request.options
+    data = _data_request(request)
+    data.check()
+    origin = options.weights or ("imagenet" if options.data else "random")
+    weights = resolve_weights(origin, [model for model in request.space.models() if model != "cnn"])
+    with data.open_cache() as cache:
+        asked = time.monotonic()
+        prepared = _prepare(data, cache, console)
+        store_seconds = time.monotonic() - asked
+        _require_masks(request.space, prepared)
+        with ray_session(options.address):
+            request, setup, resources = _with_resources(request, data, prepared, weights)
+            say(console, _announcement(request, setup, resources, prepared))
+            known = _known_trials(request, setup, console)
+            if options.dry_run:
+                dry_run(request.space, request.strategy, setup, resources, console=console)
+                return 0
+            _warn_of_room(request, resources, len(prepared.classes), console)
+            with opened_ledger(request, setup, prepared, known) as (ledger, ownership, found):
+                supervised = Supervised(
+                    request=request,
+                    setup=replace(setup, attempt=ownership.attempt),
+                    resources=resources,
+                    ledger=ledger,
+                    ownership=ownership,
+                    known=known,
+                    found=found,
+                    seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
+                )
+                return supervise(supervised, console)
+
+
+def _data_request(request: SearchRequest) -> DataRequest:
+    options = request.options
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be at least 1, not {options.limit}.")
+    return DataRequest(
+        root=None if options.data is None else options.data.expanduser().resolve(),
+        run=request.run,
+        limit=options.limit,
+        strict_data=options.strict_data,
+        follow_links=options.follow_links,
+        cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
+        cache_size_bytes=bytes_of(options.cache_size),
+    )
+
+
+def _prepare(data: DataRequest, cache: Cache, console: Console) -> PreparedData:
+    with Progress(*Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        return data.prepare(cache, show)
+
+
+def _require_masks(space: SearchSpace, prepared: PreparedData) -> None:
+    """Refuse a space with masked input where an image has no mask: it would be shown whole, or not at all."""
+    inputs = {TrialConfig.from_point(point).input for cell in space.cells() for point in cell.probes()} - {"full"}
+    store = PixelStore.open(prepared.store)
+    num_missing = sum(store.num_images.values()) - sum(store.num_masks.values())
+    if inputs and num_missing:
+        raise InputError(
+            f"input {' and '.join(sorted(inputs))} needs a lung mask for every image, and {num_missing} of"
+            f" {sum(store.num_images.values())} have none. Add masks, or use --set input=full."
+        )
+
+
+def _with_resources(
+    request: SearchRequest, data: DataRequest, prepared: PreparedData, weights: Mapping[str, WeightsSource]
+) -> tuple[SearchRequest, SearchSetup, Resources]:
+    """Divide what Ray's nodes offer, and complete the request by what depends on that."""
+    options = request.options
+    resources = plan_resources(
+        num_trials=request.strategy.num_trials(request.space),
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+        max_concurrent=options.max_concurrent,
+        is_local=options.address is None,
+    )
+    if request.resumed is None:  # else the run's space has them
+        space = _with_numerics(request.space, options.precision, request.run, weights, on_gpu=resources.gpus_per_trial > 0)
+        request = replace(request, space=space)
+    return request, _setup_of(request, data, prepared, weights, resources), resources
+
+
+def _with_numerics(
+    space: SearchSpace, precision: str, run: RunConfig, weights: Mapping[str, WeightsSource], *, on_gpu: bool
+) -> SearchSpace:
+    """Write into every arm how its numbers are computed and where its weights come from."""
+    if precision == "auto":
+        is_native = supports_bf16(torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu"))
+        precision = "bf16" if run.protocol == "strict" and (is_native or on_gpu) else "fp32"
+    fixed: dict[str, PointValue] = {"precision": precision}
+    if weights:
+        fixed["weights"] = next(iter(weights.values())).kind
+    return space.with_fixed(fixed)
+
+
+def _setup_of(
+    request: SearchRequest,
+    data: DataRequest,
+    prepared: PreparedData,
+    weights: Mapping[str, WeightsSource],
+    resources: Resources,
+) -> SearchSetup:
+    return SearchSetup(
+        run=request.run,
+        run_root=request.root,
+        data=data,
+        store=prepared.store,
+        data_fingerprint=prepared.fingerprint,
+        weights=weights,
+        cpus_per_trial=resources.cpus_per_trial,
+        gpus_per_trial=resources.gpus_per_trial,
+        judged_epochs=judged_epochs(request.strategy, max_epochs=request.space.max_epochs()),
+        profile=request.options.profile,
+        has_time_budget=request.strategy.time_budget_seconds is not None,
+        hang_seconds=seconds_of(request.options.hang_timeout, "--hang-timeout"),
+    )
+
+
+def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resources, prepared: PreparedData) -> str:
+    images = prepared.images
+    parts = ", ".join(f"{(images['split'] == part).sum()} {part}" for part in get_args(Split))
+    lines = [
+        f"{'Synthetic X-rays' if prepared.synthetic else 'X-rays'}: {parts}; {len(prepared.classes)} classes;"
+        f" {setup.run.image_size} px; protocol {setup.run.protocol}",
+        f"{request.strategy.num_trials(request.space)} trials, {resources.max_concurrent} at once, each with"
+        f" {resources.cpus_per_trial:g} CPU" + (f" and {resources.gpus_per_trial:g} GPU" if resources.gpus_per_trial else ""),
+    ]
+    reasons = images["excluded_reason"].dropna()
+    left_out = reasons[[ExclusionReason(reason).is_bad for reason in reasons]].value_counts()
+    if len(left_out):
+        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        lines.insert(1, f"{left_out.sum()} files left out ({counts}); the run's table images names them")
+    return "\n".join(lines)
+
+
+def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) -> list[KnownTrial]:
+    """Say what the studies are taught before they propose: by another run, or by what this run was taught at its beginning."""
+    if request.teacher is not None:
+        known = known_trials(request.teacher, request.space, request.strategy, setup)
+        say(console, lesson(known, request.teacher))
+        return known
+    try:
+        return lessons_from_json(read_json_with_digest(RunPaths(request.root).lessons), request.space)
+    except FileNotFoundError:
+        return []
+    except (DamagedFileError, OSError, KeyError):
+        say(console, "warm_start.json is damaged: going on without what the earlier run taught")
+        return []
+
+
+def _warn_of_room(request: SearchRequest, resources: Resources, num_classes: int, console: Console) -> None:
+    offers = node_offers(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
+    for warning in warnings_of_room(
+        request.space, request.strategy, request.run, resources, offers, num_classes=num_classes, out=request.root.parent
+    ):
+        say(console, warning)

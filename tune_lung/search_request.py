@@ -1,0 +1,92 @@
+"""What a search was asked for, new or going on, refused before anything is decoded where it cannot be."""
+
+import argparse
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tune_lung.config import RunConfig
+from tune_lung.errors import InputError
+from tune_lung.results.ownership import Ownership
+from tune_lung.results.reader import Run, read_run
+from tune_lung.resume_options import ResumedSearch
+from tune_lung.search_options import run_config_of, space_of, strategy_of
+from tune_lung.space import SearchSpace
+from tune_lung.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """One search, as its command line asks for it."""
+
+    options: argparse.Namespace
+    """Every option of the command."""
+    arguments: list[str]
+    """The command line, for the run's manifest."""
+    root: Path
+    """The run's folder."""
+    space: SearchSpace
+    """What is tried."""
+    run: RunConfig
+    """What all trials share."""
+    strategy: Strategy
+    """How it is searched."""
+    teacher: Run | None = None
+    """The run to learn from."""
+    resumed: ResumedSearch | None = None
+    """What goes on; None for a new run."""
+    ownership: Ownership | None = None
+    """Of the run that goes on."""
+
+    @classmethod
+    def new(cls, options: argparse.Namespace, arguments: list[str]) -> "SearchRequest":
+        """Read what a new run is asked for.
+
+        Raises:
+            InputError: Options contradict each other or the space, the run exists, or it cannot learn from the run named.
+        """
+        space = space_of(options)
+        run = run_config_of(options, space)
+        space.check(run)
+        strategy = strategy_of(options, space)
+        return cls(
+            teacher=_teacher(options, space, strategy, run),
+            root=_new_root(options, space),
+            options=options,
+            arguments=arguments,
+            space=space,
+            run=run,
+            strategy=strategy,
+        )
+
+    @classmethod
+    def to_go_on(cls, resumed: ResumedSearch, ownership: Ownership) -> "SearchRequest":
+        """Ask for what an owned run goes on with."""
+        return cls(
+            options=resumed.options,
+            arguments=resumed.arguments,
+            root=resumed.root,
+            space=resumed.space,
+            run=resumed.run,
+            strategy=resumed.strategy,
+            resumed=resumed,
+            ownership=ownership,
+        )
+
+
+def _new_root(options: argparse.Namespace, space: SearchSpace) -> Path:
+    root = options.out / (options.name or f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if root.exists():
+        raise InputError(f"The run '{root.name}' exists already. Go on with it (--resume), choose another --name, or remove it.")
+    return Path(root).resolve()
+
+
+def _teacher(options: argparse.Namespace, space: SearchSpace, strategy: Strategy, run: RunConfig) -> Run | None:
+    """Read the run to learn from, and refuse one that cannot be learnt from."""
+    if options.warm_start is None:
+        return None
+    from tune_lung.tuning.proposals.warm_start import require_compatible  # loads Optuna
+
+    teacher = read_run(options.warm_start, only=("trials", "epochs"))
+    require_compatible(teacher, space, strategy, run)
+    return teacher

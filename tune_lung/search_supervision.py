@@ -1,0 +1,213 @@
+"""A search and its run: the ledger opened by its one owner, and every way in which a search ends written into it."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+from rich.console import Console
+
+from tune_lung.config import Split
+from tune_lung.data.prepare import PreparedData
+from tune_lung.errors import NoRoomError
+from tune_lung.files import shown_path, write_json_with_digest
+from tune_lung.interrupts import interruptible
+from tune_lung.results.ledger import Ledger
+from tune_lung.results.manifest import DataFacts, Outcome, ended, new_manifest, resumed
+from tune_lung.results.ownership import Ownership
+from tune_lung.results.reader import Run, read_run
+from tune_lung.results.schema import TimePart, TrialStatus
+from tune_lung.resume_options import check_same_data, check_same_weights, remember_command
+from tune_lung.search_request import SearchRequest
+from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
+from tune_lung.tuning.proposals.warm_start import lessons_as_json
+from tune_lung.tuning.recorder import SearchHaltedError
+from tune_lung.tuning.resume import earlier_attempts
+from tune_lung.tuning.search_run import run_search
+from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
+
+
+@contextmanager
+def opened_ledger(
+    request: SearchRequest, setup: SearchSetup, prepared: PreparedData, known: Sequence[KnownTrial]
+) -> Iterator[tuple[Ledger, Ownership, Run | None]]:
+    """Begin a run's ledger, or go on with it, as its one owner.
+
+    Args:
+        request: The search.
+        setup: What its trials share.
+        prepared: Its images.
+        known: What its studies are taught.
+
+    Yields:
+        The ledger, the ownership, and what earlier attempts left.
+
+    Raises:
+        InputError: Another driver owns the run, or images or weights are not those of before.
+    """
+    sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
+    if request.resumed is None or request.ownership is None:
+        ledger = _new_ledger(request, setup, prepared, known, sources)
+        remember_command(request.root, request.arguments, request.options)
+        with Ownership.claim(request.root, at_least=1) as ownership:
+            yield ledger, ownership, None
+        return
+    check_same_data(request.resumed, fingerprint=prepared.fingerprint, counts=_counts(prepared))
+    check_same_weights(request.resumed, sources)
+    found = read_run(request.root)
+    ledger = Ledger.open(request.root, damaged=found.damaged)
+    manifest = resumed(
+        ledger.read_manifest(),
+        attempt=request.ownership.attempt,
+        arguments=request.arguments,
+        space=request.space,
+        strategy=request.strategy,
+    )
+    ledger.write_manifest(manifest)
+    if not ledger.has_images():
+        ledger.write_images(prepared.images)
+    remember_command(request.root, request.arguments, request.options)
+    yield ledger, request.ownership, found
+
+
+def _new_ledger(
+    request: SearchRequest,
+    setup: SearchSetup,
+    prepared: PreparedData,
+    known: Sequence[KnownTrial],
+    sources: Mapping[str, Mapping[str, str | None]],
+) -> Ledger:
+    facts = DataFacts(
+        fingerprint=prepared.fingerprint,
+        synthetic=prepared.synthetic,
+        classes=prepared.classes,
+        counts=_counts(prepared),
+    )
+    manifest = new_manifest(
+        name=request.root.name,
+        arguments=request.arguments,
+        space=request.space,
+        strategy=request.strategy,
+        sampler_options=sampler_options(request.strategy),
+        run=setup.run,
+        data=facts,
+        weights=sources,
+    )
+    ledger = Ledger.create(request.root, {**manifest, "warm_start": request.teacher.name if request.teacher else None})
+    if known:
+        write_json_with_digest(ledger.paths.lessons, lessons_as_json(known))
+    ledger.write_images(prepared.images)
+    return ledger
+
+
+def _counts(prepared: PreparedData) -> dict[str, int]:
+    return {part: int((prepared.images["split"] == part).sum()) for part in get_args(Split)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """A search with all that it needs, ready to begin or to go on."""
+
+    request: SearchRequest
+    """What was asked for."""
+    setup: SearchSetup
+    """What its trials share."""
+    resources: Resources
+    """What each trial gets."""
+    ledger: Ledger
+    """The run's, opened."""
+    ownership: Ownership
+    """Of the run."""
+    known: Sequence[KnownTrial]
+    """What its studies are taught."""
+    found: Run | None
+    """What earlier attempts left."""
+    seconds_before: tuple[float, float]
+    """What the start took, and the pixel store."""
+
+
+def supervise(supervised: Supervised, console: Console) -> int | None:
+    """Run the search and write its outcome into the manifest.
+
+    Args:
+        supervised: The search.
+        console: Where to tell of it.
+
+    Returns:
+        The exit status; None when there is something to report.
+
+    Raises:
+        NoRoomError: A disk is full.
+    """
+    ledger, root = supervised.ledger, supervised.setup.run_root
+    try:
+        with interruptible():
+            records = _run(supervised, console)
+    except KeyboardInterrupt as interrupt:  # an Interrupted, or what Ray makes of one
+        _write_end(ledger, "interrupted")
+        say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        return int(getattr(interrupt, "exit_status", 130))
+    except SearchHaltedError as error:
+        _write_end(ledger, "failed")
+        sys.stderr.write(f"error: {error}. The log above has its traceback. Mend it, and begin a new run.\n")
+        return 1
+    except NoRoomError:
+        _write_end(ledger, "interrupted")
+        say(console, f"Stopped. All that was written lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        raise
+    except BaseException:
+        _write_end(ledger, "failed")
+        raise
+    num_useful = sum(record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for record in records)
+    _write_end(ledger, "completed" if num_useful else "failed")
+    if num_useful:
+        return None
+    say(console, f"Run: {shown_path(root)}")
+    return 1
+
+
+def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
+    request, found, earlier = supervised.request, supervised.found, None
+    if found is not None:
+        budget = request.strategy.time_budget_seconds
+        is_time_left = budget is None or supervised.ownership.searched_seconds() < budget
+        earlier = earlier_attempts(found, request.space, request.strategy, supervised.setup, is_time_left=is_time_left)
+        say(console, _told_of(earlier, found, attempt=supervised.ownership.attempt))
+    start_seconds, store_seconds = supervised.seconds_before
+    return run_search(
+        request.space,
+        request.strategy,
+        supervised.setup,
+        supervised.resources,
+        supervised.ledger,
+        ownership=supervised.ownership,
+        console=console,
+        known=supervised.known,
+        earlier=earlier,
+        trackers=request.options.tracker,
+        before={TimePart.START: start_seconds, TimePart.STORE: store_seconds},
+    )
+
+
+def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> str:
+    """Say what an attempt goes on from."""
+    num_open = sum(record.status is TrialStatus.RUNNING for record in earlier.records)
+    lines = [f"Attempt {attempt}: {len(earlier.records) - num_open} trials have ended, {num_open} go on"]
+    if found.damaged:
+        lines.append(f"Damaged and passed over: {', '.join(found.damaged)}; what was in them is done again")
+    return "\n".join(lines)
+
+
+def _write_end(ledger: Ledger, outcome: Outcome) -> None:
+    try:
+        ledger.write_manifest(ended(ledger.read_manifest(), outcome))
+    except OSError:  # a full disk: the run stays `running` in its manifest, and can go on all the same
+        return
+
+
+def say(console: Console, text: str) -> None:
+    """Print text as it is, wrapped by the terminal alone."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
