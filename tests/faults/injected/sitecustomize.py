@@ -4,7 +4,8 @@ Trackers that no fault test uses are hidden: Ray imports every one that it finds
 
 `TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time, or each time where that is 0, that a process brings a file whose name
 matches `file` to the disk, between its writing and its renaming; with `once`, a path, at most once in all processes. `kill
-driver` and `kill self` are SIGKILL; `freeze` hangs; `fill memory` takes 8 GiB and waits to be ended; the others raise.
+driver` and `kill self` are SIGKILL; `freeze` hangs; `fill memory` takes 8 GiB and waits to be ended; `spoil the loss`
+makes it `value` in every trial that the process begins afterwards; the others raise.
 """
 
 import fnmatch
@@ -45,6 +46,11 @@ if _fault is not None:
         elif _fault["do"] == "fill memory":
             _filled = [os.urandom(1 << 20) * 64 for _ in range(128)]
             time.sleep(60)
+        elif _fault["do"] == "spoil the loss":
+            from torch.nn import functional
+
+            _cross_entropy = functional.cross_entropy
+            functional.cross_entropy = lambda *given, **named: 0 * _cross_entropy(*given, **named) + float(_fault["value"])
         else:
             raise RuntimeError("injected")
 
