@@ -69,7 +69,9 @@ def _search(request: "SearchRequest", console: Console) -> int:
     """Search, and report what was found."""
     check_resources(request.options)
     check_trackers(request.options)
-    from tune_lung.search_flow import search  # loads torch and Ray: --help, --list-spaces and a wrong option answer before
+    # These load torch and Ray: --help, --list-spaces and a wrong option answer before.
+    from tune_lung.search_flow import search
+    from tune_lung.search_supervision import say
 
     status = search(request, console)
     if status is not None:
@@ -78,7 +80,7 @@ def _search(request: "SearchRequest", console: Console) -> int:
         from tune_lung.analysis.report import print_report
 
         print_report([request.root], console=console)
-    console.print(f"Run: {shown_path(request.root)}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"Run: {shown_path(request.root)}")
     return 0
 
 

@@ -35,7 +35,7 @@ MOMENTS = {
 """File names, and how often such a file must have been written by one process, when the kill comes."""
 
 
-def kill_and_resume(search: SearchProcess, run: Path, undisturbed: Path) -> None:
+def assert_a_kill_costs_nothing(search: SearchProcess, run: Path, undisturbed: Path) -> None:
     """Kill a search as it stands; resumed, its run must have lost nothing, and equal the undisturbed one."""
     search.kill()
     search.end()
@@ -59,7 +59,7 @@ def test_a_killed_grid_goes_on_as_if_nothing_had_happened(tmp_path: Path, undist
 def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, undisturbed: Path) -> None:
     search = SearchProcess.start(*begin(tmp_path), "--max-epochs", "4")
     wait_until(lambda: num_epochs(tmp_path / "run") > 0)
-    kill_and_resume(search, tmp_path / "run", undisturbed)
+    assert_a_kill_costs_nothing(search, tmp_path / "run", undisturbed)
 
 
 def test_killed_while_prefix_features_are_computed(tmp_path: Path, undisturbed: Path) -> None:
@@ -114,4 +114,4 @@ def test_a_sampled_search_killed_between_rungs_goes_on_with_the_same_points_and_
 ) -> None:
     search = SearchProcess.start(*begin(tmp_path, *SAMPLED, space=SAMPLED_SPACE), "--max-epochs", "4")
     wait_until(lambda: num_epochs(tmp_path / "run") >= 6)
-    kill_and_resume(search, tmp_path / "run", undisturbed_sampled)
+    assert_a_kill_costs_nothing(search, tmp_path / "run", undisturbed_sampled)
