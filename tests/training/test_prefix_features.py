@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.models import get_model
 
 from tune_lung.data.cache import Cache
-from tune_lung.models.weights import WeightsSource
+from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.training import prefix_features
 from tune_lung.training.checkpoints import Checkpoints, load
 from tune_lung.training.fit import fit
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import features_key, has_features, open_prefix_features
+from tune_lung.training.prefix_gain import prefix_gain
 
 MakeJob = Callable[..., TrainingJob]
 
@@ -152,11 +154,80 @@ def test_damaged_features_are_computed_again(frozen_job: MakeJob, tmp_path: Path
     assert path.stat().st_size % 4 == 0
 
 
+@pytest.fixture
+def loaded_job(frozen_job: MakeJob, tmp_path: Path) -> Callable[[int], TrainingJob]:
+    """Make a job for a ResNet18 that starts from a file, so many blocks frozen."""
+    path = tmp_path / "resnet18.pth"
+    torch.save(get_model("resnet18", weights=None).state_dict(), path)
+    sources = resolve_weights(str(path), ["resnet18"])
+    return lambda blocks: replace(frozen_job(frozen_blocks=blocks, weights="file"), weights=sources["resnet18"])
+
+
+@pytest.fixture
+def images_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fill with a word for each part whose images are turned into a network's input."""
+    read: list[str] = []
+    original = prefix_features.input_batches
+
+    def counting(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
+        read.append("part")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(prefix_features, "input_batches", counting)
+    return read
+
+
+def features_of(job: TrainingJob, cache: Cache) -> list[torch.Tensor]:
+    features = open_prefix_features(replace(job, cache=cache), job.build_network())
+    assert features is not None
+    return [features.train_NHWC, features.validation_NHWC, *features.statistics.values()]
+
+
+@pytest.mark.parametrize("start", ["random", "file"])
+def test_a_deeper_prefix_goes_on_from_a_shallower_ones_features_and_gives_the_same(
+    frozen_job: MakeJob, loaded_job: MakeJob, images_read: list[str], tmp_path: Path, start: str
+) -> None:
+    make = loaded_job if start == "file" else lambda blocks: frozen_job(frozen_blocks=blocks)
+    with Cache.open(tmp_path / "alone") as alone, Cache.open(tmp_path / "together") as together:
+        expected = features_of(make(4), alone)
+        features_of(make(1), together)
+        features_of(make(2), together)
+        images_read.clear()
+        found = features_of(make(4), together)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert images_read == (["part"] if start == "random" else [])  # one pass sets a random prefix's statistics
+
+
+@pytest.mark.parametrize("change", ["damaged", "other statistics"])
+def test_features_that_do_not_belong_to_a_deeper_prefix_are_passed_over(
+    loaded_job: MakeJob, images_read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    with Cache.open(tmp_path / "alone") as alone:
+        expected = features_of(loaded_job(3), alone)
+    with Cache.open(tmp_path / "together") as together:
+        features_of(loaded_job(2), together)
+    if change == "damaged":
+        (path,) = (tmp_path / "together").glob("features/*/train")
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+    else:
+        original = prefix_features.load_file
+        monkeypatch.setattr(
+            prefix_features, "load_file", lambda path: {name: value + 1 for name, value in original(path).items()}
+        )
+    images_read.clear()
+    with Cache.open(tmp_path / "together") as together:
+        found = features_of(loaded_job(3), together)
+    assert all(torch.equal(one, other) for one, other in zip(found[:2], expected[:2], strict=True))
+    assert images_read == ["part", "part"]
+
+
 def test_a_deep_prefix_gains_more_than_a_shallow_one() -> None:
     from tune_lung.config import ResNetConfig
 
     shallow, deep = (
-        prefix_features.cached_prefix_gain(
+        prefix_gain(
             ResNetConfig(model="resnet18", frozen_blocks=k, weights="random"),
             image_size=64,
             precision="fp32",

@@ -92,8 +92,7 @@ class Cache:
             InputError: From `build`.
             NoRoomError: The disk is full.
         """
-        folder = self.root / kind / key
-        self._hold(folder)
+        folder = self._held_folder(kind, key)
         with FileLock(self._lock_path(folder)):
             if not (_is_whole(folder, check) and _is_as_built(folder)):
                 if folder.exists():
@@ -102,6 +101,19 @@ class Cache:
             os.utime(folder)  # the time of last use
         self.make_room()
         return folder
+
+    def found(self, kind: str, key: str, *, check: Callable[[Path], object]) -> Path | None:
+        """Give an entry that need not be built, and hold it as `entry` does; one that is being built is waited for.
+
+        Returns:
+            The entry's folder; None where it is missing or damaged.
+        """
+        folder = self._held_folder(kind, key)
+        with FileLock(self._lock_path(folder)):
+            if not (_is_whole(folder, check) and _is_as_built(folder)):
+                return None
+            os.utime(folder)
+            return folder
 
     def has(self, kind: str, key: str, *, check: Callable[[Path], object]) -> bool:
         """Say whether an entry is there and whole; it is neither built nor held."""
@@ -149,11 +161,14 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _hold(self, folder: Path) -> None:
+    def _held_folder(self, kind: str, key: str) -> Path:
+        """Name an entry's folder, from now on held, whether it is there or not."""
+        folder = self.root / kind / key
         if folder not in self._held:
             lock = FileLock(self._lock_path(folder, f"use-{os.getpid()}-{secrets.token_hex(4)}"), thread_local=False)
             lock.acquire()
             self._held[folder] = lock
+        return folder
 
     def _build(self, folder: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -80,6 +80,16 @@ def freeze_blocks(stages: OrderedDict[str, nn.Module], *, frozen_blocks: int, pr
     return FrozenPrefix(OrderedDict((name, stages.pop(name)) for name in (*STEM, *blocks)))
 
 
+def stages_after_blocks(prefix: nn.Module, num_blocks: int) -> nn.Sequential:
+    """Give what a frozen prefix adds to one that ends after fewer blocks, which every deeper one begins with.
+
+    Args:
+        prefix: A frozen prefix.
+        num_blocks: Blocks of the shallower one, 0 to 4.
+    """
+    return nn.Sequential(*list(prefix.children())[len(STEM) + num_blocks :])
+
+
 def set_prefix_statistics(network: "Network", batches: Iterable[Tensor]) -> None:
     """Set the batch-norm statistics of a randomly started frozen prefix once, by a pass over images.
 

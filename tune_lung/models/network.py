@@ -144,10 +144,12 @@ def load_changing_state(network: Network, tensors: Mapping[str, Tensor]) -> None
 
 
 def _resnet_stages(network: ResNetConfig, weights: WeightsSource, seed: int) -> OrderedDict[str, nn.Module]:
-    with _drawn_from(seed, "backbone"):
+    if weights.kind == "random":
+        with _drawn_from(seed, "backbone"):
+            return resnet.resnet_stages(network.model)
+    with torch.device("meta"):  # no numbers are drawn that the file's would replace
         stages = resnet.resnet_stages(network.model)
-    if weights.kind != "random":
-        nn.Sequential(stages).load_state_dict(load_backbone(weights, network.model))
+    nn.Sequential(stages).load_state_dict(load_backbone(weights, network.model), assign=True)
     return stages
 
 

@@ -83,8 +83,7 @@ class FeatureInputs:
 
     def validation_batches(self) -> Iterator[Tensor]:
         """Give features_NCHW, channels last in memory."""
-        for features_NHWC in self._features.validation_NHWC.split(VALIDATION_BATCH_SIZE):  # type: ignore[no-untyped-call]
-            yield features_NHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return self._features.batches("validation", batch_size=VALIDATION_BATCH_SIZE, device=self._device)
 
 
 def _near(values: Tensor, device: torch.device) -> Tensor:

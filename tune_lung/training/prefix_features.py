@@ -3,7 +3,8 @@
 Under `strict` a frozen prefix is a pure function of the image, so its output is the same in every epoch, and in every
 trial with the same weights, depth, size, input, data and precision. An entry of the cache holds it for the training and
 the validation images, in the number format of the arithmetic; for the test images there is none. A random prefix's
-batch-norm statistics, set once by a pass over the training images, lie in the same entry.
+batch-norm statistics, set once by a pass over the training images, lie in the same entry. A deeper prefix begins with every
+shallower one, so its features are computed from those that are there.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -13,9 +14,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,25 +26,21 @@ from torch import Tensor, nn
 
 from tune_lung.config import Precision, ResNetConfig
 from tune_lung.data.cache import Cache, content_key
-from tune_lung.data.store import OpenPart, Part
+from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
-from tune_lung.models.freezing import set_prefix_statistics
-from tune_lung.models.network import Network, build_network, network_outline
+from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
+from tune_lung.models.network import Network, network_outline
 from tune_lung.models.precision import autocast
-from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.training.job import TrainingJob
+from tune_lung.training.prefix_gain import prefix_gain
 
 FEATURES_VERSION = 1
 """Raised whenever the same prefix would give or store other features."""
 LEAST_GAIN = 1.2
 """Speed of a training step with features over one without, from which features are used."""
-
 _BATCH_SIZE = 128
 """Images of one pass, as in validation; a batch of 1 may be computed by other kernels, and round otherwise."""
-_PROBE_BATCH_SIZE = 16
-_PROBE_PAIRS = 3
-"""Steps with and without the prefix, timed in turn: the shortest of each count, for other work only ever adds."""
 _KIND = "features"
 _DESCRIPTION = "features.json"
 _STATISTICS = "statistics.safetensors"
@@ -70,6 +67,12 @@ class PrefixFeatures:
     """The prefix's batch-norm statistics, by name."""
     seconds: float
     """What computing them took, whoever did it."""
+
+    def batches(self, part: OpenPart, *, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield a part's features in the order of its images, features_NCHW, channels last in memory."""
+        stored_NHWC = self.train_NHWC if part == "train" else self.validation_NHWC
+        for features_NHWC in stored_NHWC.split(batch_size):  # type: ignore[no-untyped-call]
+            yield features_NHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -107,13 +110,13 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
     cache = job.cache
     if cache is None or cache.size_bytes == 0 or not network.has_frozen_prefix or job.trial.augmentation != "none":
         return None
-    if not has_room_for_features(job, cache) or _gain_of(job) < LEAST_GAIN:
+    if not has_room_for_features(job, cache) or _gain(job) < LEAST_GAIN:
         return None
     try:
         folder = cache.entry(
             _KIND,
             features_key(job),
-            build=lambda directory: _build(job, network, directory),
+            build=lambda directory: _build(job, network, cache, directory),
             check=PrefixFeatures.open,
         )
     except NoRoomError as error:
@@ -161,46 +164,12 @@ def settle_prefix(job: TrainingJob, network: Network) -> None:
         set_prefix_statistics(network, batches)
 
 
-@lru_cache(maxsize=64)
-def cached_prefix_gain(network: ResNetConfig, *, image_size: int, precision: Precision, device: torch.device) -> float:
-    """Measure how much faster a training step is on features than on images, by a few steps of a throwaway network.
-
-    Returns:
-        Seconds of a step with the prefix over seconds without it; above 1.
-    """
-    probe = build_network(network, protocol="strict", num_classes=2, image_size=image_size, weights=RANDOM_WEIGHTS, seed=0).to(
-        device, memory_format=torch.channels_last
-    )  # type: ignore[call-overload]
-    images_NCHW = torch.zeros(_PROBE_BATCH_SIZE, probe.in_channels, image_size, image_size, device=device)
-    images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
-    probe.train()
-
-    def step(module: nn.Module, inputs: Tensor) -> None:
-        with autocast(device, precision):
-            loss = module(inputs).float().square().mean()
-        loss.backward()
-
-    with autocast(device, precision):
-        features_NCHW = probe.prefix(images_NCHW)
-    works = (lambda: step(probe, images_NCHW), lambda: step(probe.rest, features_NCHW))
-    pairs = [[_seconds(work, device) for work in works] for _ in range(1 + _PROBE_PAIRS)][1:]  # the first pair warms up
-    return min(with_prefix for with_prefix, _ in pairs) / min(without for _, without in pairs)
-
-
-def _gain_of(job: TrainingJob) -> float:
+def _gain(job: TrainingJob) -> float:
     network = job.trial.network
     if not isinstance(network, ResNetConfig):
         return 1.0
-    plain = replace(network, weights="random")  # where the weights come from plays no part in how long a step takes
-    return cached_prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
-
-
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    plain = replace(network, weights="random")  # one measurement for all starts
+    return prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
 
 
 def _content(job: TrainingJob) -> dict[str, Any]:
@@ -223,14 +192,16 @@ def _content(job: TrainingJob) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _build(job: TrainingJob, network: Network, folder: Path) -> None:
+def _build(job: TrainingJob, network: Network, cache: Cache, folder: Path) -> None:
     """Compute the features of both parts into an empty folder."""
     started = time.perf_counter()
     settle_prefix(job, network)
     network.prefix.eval()
-    parts = {"train": job.train, "validation": job.validation}
-    shapes = {name: _write_part(folder / name, part, job, network.prefix) for name, part in parts.items()}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in network.prefix.named_buffers()}, folder / _STATISTICS)
+    statistics = {name: tensor.cpu().contiguous() for name, tensor in network.prefix.named_buffers()}
+    source = _source(job, network.prefix, statistics, cache)
+    parts: tuple[OpenPart, ...] = ("train", "validation")
+    shapes = {part: _write_part(folder / part, source, part, job) for part in parts}
+    save_file(statistics, folder / _STATISTICS)
     description = {
         "version": FEATURES_VERSION,
         "precision": job.trial.precision,
@@ -241,17 +212,52 @@ def _build(job: TrainingJob, network: Network, folder: Path) -> None:
     (folder / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
 
 
-def _write_part(path: Path, part: Part, job: TrainingJob, prefix: nn.Module) -> list[int]:
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What features are computed from."""
+
+    batches: Callable[[OpenPart], Iterator[Tensor]]
+    """Give a part's images, or the features of a shallower prefix, (N, C, H, W) on the device."""
+    stages: nn.Module
+    """What is still to be computed of the prefix."""
+
+
+def _source(job: TrainingJob, prefix: nn.Module, statistics: Mapping[str, Tensor], cache: Cache) -> _Source:
+    """Start from the deepest shallower prefix whose features the cache holds, else from the images."""
+    for blocks, shallower in _shallower_prefixes(job):
+        folder = cache.found(_KIND, features_key(shallower), check=PrefixFeatures.open)
+        features = None if folder is None else PrefixFeatures.open(folder)
+        if features is not None and all(torch.equal(statistics[name], own) for name, own in features.statistics.items()):
+            return _Source(
+                batches=partial(features.batches, batch_size=_BATCH_SIZE, device=job.device),
+                stages=stages_after_blocks(prefix, blocks),
+            )
+    return _Source(batches=partial(_image_batches, job), stages=prefix)
+
+
+def _shallower_prefixes(job: TrainingJob) -> Iterator[tuple[int, TrainingJob]]:
+    """Give the same job with fewer blocks frozen, the deepest first."""
+    network = job.trial.network
+    if isinstance(network, ResNetConfig):
+        for blocks in range(network.frozen_blocks - 1, 0, -1):
+            yield blocks, replace(job, trial=replace(job.trial, network=replace(network, frozen_blocks=blocks)))
+
+
+def _image_batches(job: TrainingJob, part: OpenPart) -> Iterator[Tensor]:
+    return input_batches(job.store.part(part), job.transform(), batch_size=_BATCH_SIZE, device=job.device)
+
+
+def _write_part(path: Path, source: _Source, part: OpenPart, job: TrainingJob) -> list[int]:
     """Write one part's features row by row and return their shape, (N, H, W, C)."""
-    dtype, shape = _DTYPES[job.trial.precision], [0, 0, 0]
+    dtype, num_images, shape = _DTYPES[job.trial.precision], 0, [0, 0, 0]
     with path.open("wb") as file:
-        for images_NCHW in input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=job.device):
+        for batch_NCHW in source.batches(part):
             with autocast(job.device, job.trial.precision):
-                features_NCHW = prefix(images_NCHW)
+                features_NCHW = source.stages(batch_NCHW)
             features_NHWC = features_NCHW.to(dtype).permute(0, 2, 3, 1).contiguous().cpu()
-            shape = list(features_NHWC.shape[1:])
+            num_images, shape = num_images + len(features_NHWC), list(features_NHWC.shape[1:])
             file.write(features_NHWC.view(torch.uint8).numpy().data)
-    return [len(part.labels_N), *shape]
+    return [num_images, *shape]
 
 
 def _mapped(folder: Path, part: OpenPart, content: dict[str, Any]) -> Tensor:
