@@ -110,7 +110,7 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
     cache = job.cache
     if cache is None or cache.size_bytes == 0 or not network.has_frozen_prefix or job.trial.augmentation != "none":
         return None
-    if not has_room_for_features(job, cache) or _gain(job) < LEAST_GAIN:
+    if not (has_room_for_features(job, cache) and _pay(job, cache)):
         return None
     try:
         folder = cache.entry(
@@ -164,12 +164,19 @@ def settle_prefix(job: TrainingJob, network: Network) -> None:
         set_prefix_statistics(network, batches)
 
 
-def _gain(job: TrainingJob) -> float:
+def _pay(job: TrainingJob, cache: Cache) -> bool:
+    """Say whether features speed up training enough: measured, unless those of this or a shallower prefix are there.
+
+    Whoever computed those measured it, and a deeper prefix leaves even less of a step.
+    """
+    if any(has_features(each, cache) for each in (job, *(shallower for _, shallower in _shallower_prefixes(job)))):
+        return True
     network = job.trial.network
     if not isinstance(network, ResNetConfig):
-        return 1.0
+        return False
     plain = replace(network, weights="random")  # one measurement for all starts
-    return prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
+    gain = prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
+    return gain >= LEAST_GAIN
 
 
 def _content(job: TrainingJob) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
+from tune_lung.tuning.uncounted_callbacks import leave_callbacks_uncounted
 from tune_lung.tuning.watching.progress import ProgressView
 from tune_lung.tuning.watching.time_left import TimeLeft, work_of_cells
 from tune_lung.tuning.watching.trackers import make_trackers
@@ -162,6 +163,7 @@ def train(
         tune.with_parameters(trainable, setup=setup), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     )
     survive_killed_workers()
+    leave_callbacks_uncounted()
     with tempfile.TemporaryDirectory(prefix="tune_lung-ray-") as working_state:
         tuner = tune.Tuner(
             bound,
