@@ -5,8 +5,8 @@
 `freeze_grid`, a few epochs a cell, by the command itself: with everything on; with everything off, by `--precision fp32
 --cache-size 0` and memory as glibc keeps it (`MALLOC_MMAP_MAX_=65536`); and plainly under `freeze_grid_published`, which sends
 gradients through the frozen blocks as the paper's program does. Then with ASHA on top and more epochs at most. The plain
-sides are trained for one epoch and extrapolated: each further epoch adds its training and validation passes, divided by the
-slots. The ratios are those of the whole commands' seconds.
+sides are trained for one epoch and extrapolated: each further epoch adds its training and validation passes and its checkpoint,
+divided by the slots. The ratios are those of the whole commands' seconds.
 
 Last, over several seeds and on smaller images, so that it takes minutes: what validation chooses. A cell's worth is its mean
 score on validation, plainly trained, over the other seeds; a choice's regret is what the best cell is worth more. The fast
@@ -30,6 +30,8 @@ from rich.console import Console
 from benchmarks.bars import Bar, exit_status
 from benchmarks.trials import PLAIN_MEMORY, data_parser
 from tune_lung.results.reader import Run, read_run
+from tune_lung.results.schema import TimePart
+from tune_lung.training.fit import SECONDS_BETWEEN_LAST
 
 LEAST_OVER_OFF = 2.6
 LEAST_OVER_GRADIENTS = 3.8
@@ -52,11 +54,17 @@ class Timed:
     """What it wrote."""
 
     def seconds_for(self, num_epochs: int) -> float:
-        """Extrapolate to more epochs a cell than the run had."""
-        epochs = self.run.epochs
-        mean_pass = (epochs["epoch_seconds"] + epochs["validation_seconds"]).groupby(epochs["trial_id"]).mean()
-        further = num_epochs - epochs.groupby("trial_id")["epoch"].max()
-        return self.seconds + float((mean_pass * further).sum()) / int(self.run.trials["concurrent_trials"].iloc[0])
+        """Extrapolate to more epochs a cell than the run had, by the mean of those it had.
+
+        A further epoch costs its two passes, and a checkpoint where it takes as long as lies between two, else its share of one.
+        """
+        epochs, profile = self.run.epochs, self.run.profile
+        trials = epochs.groupby("trial_id")["epoch"]
+        passes = (epochs["epoch_seconds"] + epochs["validation_seconds"]).groupby(epochs["trial_id"]).mean()
+        saving = profile[profile["part"] == TimePart.CHECKPOINT].groupby("trial_id")["seconds"].sum() / trials.count()
+        shares = (passes / SECONDS_BETWEEN_LAST).clip(upper=1.0)
+        further = (passes + shares * saving) * (num_epochs - trials.max())
+        return self.seconds + float(further.sum()) / int(self.run.trials["concurrent_trials"].iloc[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +114,7 @@ class Searches:
     def _search(self, name: str, space: str, more: Sequence[str], *, is_plain: bool) -> Timed:
         environment: Mapping[str, str] = PLAIN_MEMORY if is_plain else {}
         command = [sys.executable, "-m", "tune_lung.search", "--space", space, "--out", str(self._folder), "--name", name]
-        command += [*self._common, *more, *(OFF if is_plain else ()), "--no-report"]
+        command += [*self._common, *more, *(OFF if is_plain else ()), "--no-report", "--profile"]
         started = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)  # noqa: S603 - this interpreter
         return Timed(seconds=time.monotonic() - started, run=read_run(self._folder / name))
@@ -120,8 +128,8 @@ def bars(searches: Searches, num_seeds: int) -> Iterator[Bar]:
 
 def speed_bars(searches: Searches) -> list[Bar]:
     """Time the grid in each way; the plain sides are extrapolated from one epoch."""
-    fast = searches.full("fast", "--max-epochs", str(NUM_EPOCHS))
     off = searches.full("off", "--max-epochs", "1", is_plain=True)
+    fast = searches.full("fast", "--max-epochs", str(NUM_EPOCHS))  # between the two that it is set against: machines drift
     gradients = searches.full("gradients", "--max-epochs", "1", space="freeze_grid_published", is_plain=True)
     asha = searches.full("asha", "--max-epochs", str(MOST_EPOCHS), "--scheduler", "asha")
     return [

@@ -81,19 +81,28 @@ def test_slots_are_busy_while_a_trial_works_and_does_not_wait():
     assert turnover.gaps(spans) == [1.0, 0.0]
 
 
-def run_of(trials: pd.DataFrame, epochs: pd.DataFrame) -> Run:
+def run_of(trials: pd.DataFrame, epochs: pd.DataFrame, profile: pd.DataFrame | None = None) -> Run:
     empty = pd.DataFrame()
-    tables = dict.fromkeys(("decisions", "images", "predictions", "validation_predictions", "explanations", "profile"), empty)
-    return Run(paths=RunPaths(Path("run")), manifest={}, damaged=(), trials=trials, epochs=epochs, **tables)
+    tables = dict.fromkeys(("decisions", "images", "predictions", "validation_predictions", "explanations"), empty)
+    tables |= {"trials": trials, "epochs": epochs, "profile": empty if profile is None else profile}
+    return Run(paths=RunPaths(Path("run")), manifest={}, damaged=(), **tables)
 
 
-def test_a_plain_grid_is_extrapolated_by_its_passes_over_the_slots():
+def test_a_plain_grid_is_extrapolated_by_its_passes_and_checkpoints_over_the_slots():
     trials = pd.DataFrame({"concurrent_trials": [2, 2]})
     epochs = pd.DataFrame(
-        {"trial_id": ["a", "b"], "epoch": [1, 1], "epoch_seconds": [6.0, 2.0], "validation_seconds": [1.0, 1.0]}
+        {"trial_id": ["a", "b"], "epoch": [1, 1], "epoch_seconds": [36.0, 2.0], "validation_seconds": [1.0, 1.0]}
     )
-    # 4 more epochs of 7 and 3 s on two slots
-    assert grid.Timed(seconds=9.0, run=run_of(trials, epochs)).seconds_for(5) == 9.0 + 4 * 10.0 / 2
+    profile = pd.DataFrame(
+        {
+            "trial_id": ["a", "a", "b", None],
+            "part": ["checkpoint", "step", "checkpoint", "start"],
+            "seconds": [4.0, 36.0, 1.0, 9.0],
+        }
+    )
+    timed = grid.Timed(seconds=90.0, run=run_of(trials, epochs, profile))
+    # 4 more epochs of 37 and 3 s on two slots, with a checkpoint each for the one and every tenth for the other
+    assert timed.seconds_for(5) == pytest.approx(90.0 + 4 * (37.0 + 4.0 + 3.0 + 0.1) / 2)
 
 
 def test_a_choices_regret_is_what_the_best_cell_is_worth_more_with_other_seeds():
