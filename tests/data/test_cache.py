@@ -98,6 +98,39 @@ def test_two_builders_build_one_entry(cache):
     assert built == [1]
 
 
+def test_an_entry_is_found_only_where_it_is_whole_and_is_waited_for_while_it_is_built(cache):
+    assert cache.found("stores", "aa", check=accept) is None
+    is_building = threading.Event()
+
+    def build(directory):
+        is_building.set()
+        time.sleep(0.3)
+        write(3)(directory)
+
+    with Cache.open(cache.root) as other:
+        builder = threading.Thread(target=lambda: other.entry("stores", "aa", build=build, check=accept))
+        builder.start()
+        assert is_building.wait(10)
+        folder = cache.found("stores", "aa", check=accept)
+        builder.join(10)
+    assert folder is not None
+    assert (folder / "content").read_bytes() == bytes(3)
+    (folder / "content").write_bytes(b"\0\1\0")
+    assert cache.found("stores", "aa", check=accept) is None
+
+
+def test_a_found_entry_stays_until_its_finder_closes(tmp_path):
+    with Cache.open(tmp_path, 10) as builder:
+        folder = builder.entry("stores", "aa", build=write(8), check=accept)
+    with Cache.open(tmp_path, 10) as finder, Cache.open(tmp_path, 10) as other:
+        assert finder.found("stores", "aa", check=accept) == folder
+        other.entry("stores", "bb", build=write(8), check=accept)
+        assert folder.exists()
+    with Cache.open(tmp_path, 10) as other:
+        other.entry("stores", "cc", build=write(8), check=accept)
+    assert not folder.exists()
+
+
 def test_the_least_recently_used_entries_make_room(tmp_path):
     for moment, key in enumerate(("aa", "bb", "cc")):
         with Cache.open(tmp_path, size_bytes=2500) as cache:

@@ -198,6 +198,18 @@ def test_a_deeper_prefix_goes_on_from_a_shallower_ones_features_and_gives_the_sa
     assert images_read == (["part"] if start == "random" else [])  # one pass sets a random prefix's statistics
 
 
+def test_a_deeper_prefix_is_not_measured_where_a_shallower_ones_features_paid(
+    loaded_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Cache.open(tmp_path / "cache") as cache:
+        features_of(loaded_job(2), cache)
+        monkeypatch.setattr(prefix_features, "prefix_gain", lambda *_, **__: 0.0)
+        monkeypatch.setattr(prefix_features, "LEAST_GAIN", 1.2)
+        deeper, shallower = (replace(loaded_job(blocks), cache=cache) for blocks in (3, 1))
+        assert open_prefix_features(deeper, deeper.build_network()) is not None
+        assert open_prefix_features(shallower, shallower.build_network()) is None
+
+
 @pytest.mark.parametrize("change", ["damaged", "other statistics"])
 def test_features_that_do_not_belong_to_a_deeper_prefix_are_passed_over(
     loaded_job: MakeJob, images_read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
