@@ -251,7 +251,8 @@ def _shallower_prefixes(job: TrainingJob) -> Iterator[tuple[int, TrainingJob]]:
 
 
 def _image_batches(job: TrainingJob, part: OpenPart) -> Iterator[Tensor]:
-    return input_batches(job.store.part(part), job.transform(), batch_size=_BATCH_SIZE, device=job.device)
+    images = job.train if part == "train" else job.validation
+    return input_batches(images, job.transform(), batch_size=_BATCH_SIZE, device=job.device)
 
 
 def _write_part(path: Path, source: _Source, part: OpenPart, job: TrainingJob) -> list[int]:
