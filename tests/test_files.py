@@ -1,10 +1,13 @@
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
 from tune_lung.files import (
     DamagedFileError,
     read_json_with_digest,
+    read_regular_file,
     sha256_of_file,
     whole_file,
     write_json_with_digest,
@@ -81,3 +84,30 @@ def test_json_with_a_digest_that_was_damaged_is_noticed(tmp_path, damage):
 def test_json_without_a_digest_is_read_as_it_is(tmp_path):
     (tmp_path / "run.json").write_text('{"name": "old"}')
     assert read_json_with_digest(tmp_path / "run.json") == {"name": "old"}
+
+
+def test_a_regular_file_is_read_up_to_its_bound(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_bytes(b"12345")
+    assert read_regular_file(path, most_bytes=5) == b"12345"
+    with pytest.raises(DamagedFileError, match=r"run\.json is larger than 4 bytes"):
+        read_regular_file(path, most_bytes=4)
+
+
+@pytest.mark.timeout(10)  # a pipe that is opened in the common way hangs
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_and_a_device_are_refused_without_being_read(tmp_path, kind):
+    path = tmp_path / "run.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(Path("/dev/zero"))
+    with pytest.raises(DamagedFileError, match="no regular file"):
+        read_json_with_digest(path)
+
+
+def test_json_that_is_nested_too_deep_is_damaged(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DamagedFileError, match="no JSON file"):
+        read_json_with_digest(path)

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+MOST_JSON_BYTES = 256 * 2**20
+"""Size of the largest JSON file that is read: the digests of a million images take 150 MB."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -46,6 +49,33 @@ class DamagedFileError(ValueError):
     """A file that is not what was written."""
 
 
+def read_regular_file(path: Path, *, most_bytes: int) -> bytes:
+    """Read a file that may be a stranger's: it is a regular one, and no larger than what was ever written there.
+
+    A named pipe would hang whoever opens it, and a device such as `/dev/zero` has no end.
+
+    Args:
+        path: The file; a link is followed.
+        most_bytes: Its largest size in bytes.
+
+    Raises:
+        DamagedFileError: It is a pipe, a device or a socket, or larger.
+        OSError: It is not there, or the disk does not give it.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DamagedFileError(f"{path.name} is no regular file.")
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise DamagedFileError(f"{path.name} is larger than {most_bytes} bytes.")
+    return content
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def write_json_with_digest(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON values whole, the SHA-256 of all others under `sha256`."""
     text = json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False)
@@ -59,9 +89,10 @@ def read_json_with_digest(path: Path) -> dict[str, Any]:
         DamagedFileError: It is not what was written.
         OSError: It is not there, or the disk does not give it.
     """
+    text = read_regular_file(path, most_bytes=MOST_JSON_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path.name} is no JSON file.") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path.name} is no JSON object.")
