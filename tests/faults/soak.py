@@ -1,19 +1,26 @@
-"""Random kills and damage against a small search, round after round: `python -m tests.faults.soak N`.
+"""Random kills, pauses, damage and forgery against a small search, round after round: `python -m tests.faults.soak N`.
 
-Each round begins a search, kills its driver at a random moment, damages a random file or none, and resumes, up to three times;
-then it must end as an undisturbed one.
+Each round begins a search, kills its driver at a random moment or pauses it while another takes the run over, damages a random
+file or none, forges the manifest or puts copies of parts beside them, and resumes, up to three times; then it must end as an
+undisturbed one. What lies around that is none of ours must lie there untouched.
 """
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tune_lung.files import sha256_of_file, write_json_with_digest
 from tune_lung.results.layout import RunPaths
+from tune_lung.results.ledger import read_manifest
 from tune_lung.results.ownership import read_owner
 
 from tests.faults.damage import DAMAGES
@@ -25,6 +32,7 @@ from tests.faults.search_process import (
     begin,
     keys_of,
     num_duplicates,
+    parts_of,
     searched,
     wait_until,
 )
@@ -32,7 +40,16 @@ from tests.faults.search_process import (
 _SPACES: dict[str, tuple[str, ...]] = {"grid": (), "sampled": SAMPLED}
 """Options of each search, beside those of all."""
 _READ_BACK = {".json", ".parquet", ".safetensors", ".npy", ".npz"}
-_MOST_KILLS = 3
+_MOST_DISTURBANCES = 3
+_SHARE_OF_PAUSES = 0.3
+_COPIES = (
+    "{} (conflicted copy 2026-11-27).parquet",
+    "{} 2.parquet",
+    "{}-copy.parquet",
+    "{}.sync-conflict-20261127-A1B2C3D.parquet",
+)
+_SUPERSEDED = 3
+"""Exit status of a search whose run another has taken over."""
 _SHARE_OF_LATE_KILLS = 0.75
 _LONGEST_LIFE_SECONDS = 8.0
 """From the start, or for late kills from the moment at which the search owns its run."""
@@ -45,19 +62,39 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of kills and damage (default: the clock)")
     options = parser.parse_args()
     draws = np.random.default_rng(options.seed)
-    num_survived = num_lost = num_double = 0
+    num_survived, total = 0, _Losses()
     print(f"seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="tune_lung-soak-") as name:
         folder = Path(name)
         undisturbed = {space: _undisturbed(folder / f"undisturbed-{kind}", space) for kind, space in _SPACES.items()}
         for number in range(1, options.rounds + 1):
             kind = str(draws.choice(list(_SPACES)))
-            told, lost, double = _round(folder / f"round-{number}", _SPACES[kind], undisturbed[_SPACES[kind]], draws)
-            num_lost, num_double = num_lost + lost, num_double + double
+            told, losses = _Round(folder / f"round-{number}", _SPACES[kind], draws).run(undisturbed[_SPACES[kind]])
+            total += losses
             num_survived += told.endswith("survived")
             print(f"{number:>4}/{options.rounds} {kind}: {told}", flush=True)
-    print(f"survived {num_survived} of {options.rounds}, lost {num_lost} rows, {num_double} duplicate rows")
-    return 0 if (num_survived, num_lost, num_double) == (options.rounds, 0, 0) else 1
+    print(f"survived {num_survived} of {options.rounds}, {total}")
+    return 0 if num_survived == options.rounds and total == _Losses() else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Losses:
+    """What should never be."""
+
+    rows: int = 0
+    """Rows that were there and are not, but for those in a damaged file."""
+    duplicates: int = 0
+    """Rows that are there twice."""
+    touched: int = 0
+    """Files that are not ours, changed or gone."""
+
+    def __add__(self, other: "_Losses") -> "_Losses":
+        return _Losses(
+            rows=self.rows + other.rows, duplicates=self.duplicates + other.duplicates, touched=self.touched + other.touched
+        )
+
+    def __str__(self) -> str:
+        return f"lost {self.rows} rows, {self.duplicates} duplicate rows, {self.touched} foreign files touched"
 
 
 def _options(folder: Path, sampled: tuple[str, ...]) -> list[str]:
@@ -71,55 +108,129 @@ def _undisturbed(folder: Path, sampled: tuple[str, ...]) -> Path:
     return folder / "run"
 
 
-def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.random.Generator) -> tuple[str, int, int]:
-    """Disturb one search; say what was done, and count rows lost to kills, damaged files apart, and rows that are there twice."""
-    run, command, told, num_lost = folder / "run", _options(folder, sampled), [], 0
-    for _ in range(draws.integers(1, _MOST_KILLS + 1)):
-        before = keys_of(run)
-        seconds = _killed_search(command, run, draws)
-        num_lost += sum(len(rows - keys_of(run)[table]) for table, rows in before.items())
-        told.append(f"killed after {seconds:.1f} s")
-        if (run / "run.json").exists():
-            command = ["--resume", str(run)]
-            told += _damage(folder, draws)
-        else:
-            shutil.rmtree(run, ignore_errors=True)
-    before = keys_of(run)
-    try:
-        searched(*command)
-        assert_as_if_nothing_had_happened(run, undisturbed)
-        told.append("survived")
-    except AssertionError as error:
-        told.append(f"DIFFERS: {error}")
-    after = keys_of(run)
-    num_lost += sum(len(rows - after.get(table, set())) for table, rows in before.items())
-    num_double = num_duplicates(run) if after else 0
-    if told[-1] == "survived":
-        shutil.rmtree(folder)
-    return "; ".join(told), num_lost, num_double
+class _Round:
+    """One search that is disturbed."""
 
+    def __init__(self, folder: Path, sampled: tuple[str, ...], draws: np.random.Generator) -> None:
+        """Make its folder, and things in it that are none of ours."""
+        self._folder, self._run, self._draws = folder, folder / "run", draws
+        self._begin = _options(folder, sampled)
+        self._command = self._begin
+        self._told: list[str] = []
+        self._lost = 0
+        self._foreign: dict[Path, str] = {}
+        self._plant(folder / "precious" / "notes.txt", b"mine")
+        self._plant(folder / "precious" / "stores" / "data" / "train.npy", bytes(1000))
 
-def _killed_search(command: list[str], run: Path, draws: np.random.Generator) -> float:
-    """Start a search and kill its driver; return the seconds that it was given."""
-    owner = read_owner(RunPaths(run))
-    search = SearchProcess.start(*command)
-    if draws.random() < _SHARE_OF_LATE_KILLS:  # most of a small search's time is its start
-        wait_until(lambda: read_owner(RunPaths(run)) not in (None, owner) or search.process.poll() is not None)
-    seconds = draws.uniform(0.0, _LONGEST_LIFE_SECONDS)
-    time.sleep(seconds)
-    search.kill()
-    search.end()
-    return float(seconds)
+    def run(self, undisturbed: Path) -> tuple[str, _Losses]:
+        """Disturb the search, and let it end; say what was done, and what is lost."""
+        for _ in range(self._draws.integers(1, _MOST_DISTURBANCES + 1)):
+            before = keys_of(self._run)
+            self._pause() if self._draws.random() < _SHARE_OF_PAUSES else self._kill()
+            self._count_lost(before)
+            if (self._run / "run.json").exists():
+                self._command = ["--resume", str(self._run)]
+                self._leave_foreign_files()
+                self._forge()
+                self._damage()
+        before = keys_of(self._run)
+        try:
+            searched(*self._command)
+            assert_as_if_nothing_had_happened(self._run, undisturbed)
+            self._told.append("survived")
+        except AssertionError as error:
+            self._told.append(f"DIFFERS: {error}")
+        self._count_lost(before)
+        losses = _Losses(
+            rows=self._lost,
+            duplicates=num_duplicates(self._run) if keys_of(self._run) else 0,
+            touched=sum(not path.is_file() or sha256_of_file(path) != digest for path, digest in self._foreign.items()),
+        )
+        if self._told[-1] == "survived" and losses == _Losses():
+            shutil.rmtree(self._folder)
+        return "; ".join(self._told), losses
 
+    def _count_lost(self, before: Mapping[str, set[tuple[Any, ...]]]) -> None:
+        after = keys_of(self._run)
+        self._lost += sum(len(rows - after.get(table, set())) for table, rows in before.items())
 
-def _damage(folder: Path, draws: np.random.Generator) -> list[str]:
-    """Damage a random file that is read back, one time in two."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in _READ_BACK]
-    if draws.random() < 0.5 or not files:
-        return []
-    path, kind = files[draws.integers(len(files))], str(draws.choice(list(DAMAGES)))
-    DAMAGES[kind](path)
-    return [f"{kind} in {path.relative_to(folder).parts[-2]}/{path.name}"]
+    def _start(self) -> SearchProcess:
+        """Start a search, and give it some time."""
+        owner = read_owner(RunPaths(self._run))
+        search = SearchProcess.start(*self._command)
+        if self._draws.random() < _SHARE_OF_LATE_KILLS:  # most of a small search's time is its start
+            wait_until(lambda: read_owner(RunPaths(self._run)) not in (None, owner) or search.process.poll() is not None)
+        seconds = self._draws.uniform(0.0, _LONGEST_LIFE_SECONDS)
+        time.sleep(seconds)
+        self._told.append(f"after {seconds:.1f} s")
+        return search
+
+    def _kill(self) -> None:
+        search = self._start()
+        search.kill()
+        search.end()
+        self._told.append("killed")
+
+    def _pause(self) -> None:
+        """Let a driver stand still while another takes its run over, as on a machine that does not share the lock."""
+        search = self._start()
+        search.kill(signal.SIGSTOP)
+        owner = read_owner(RunPaths(self._run))
+        if owner is None or search.process.poll() is not None:
+            search.kill()
+            search.end()
+            self._told.append("killed early")
+            return
+        RunPaths(self._run).lock.unlink(missing_ok=True)
+        second = SearchProcess.start("--resume", str(self._run))
+        wait_until(lambda: read_owner(RunPaths(self._run)) != owner or second.process.poll() is not None)
+        search.kill(signal.SIGCONT)
+        status, printed = search.end()
+        second.kill()
+        second.end()
+        if status != _SUPERSEDED and not owner.has_ended:
+            self._told.append(f"DIFFERS: paused, taken over, and ended with {status}: {printed}")
+        self._told.append("paused")
+
+    def _plant(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        self._foreign[path] = sha256_of_file(path)
+
+    def _leave_foreign_files(self) -> None:
+        """Put a synchroniser's copy of a part beside it, and a user's own files into the run and the cache."""
+        if self._draws.random() < 0.5:
+            return
+        self._plant(self._run / "notes.txt", b"mine")
+        if (self._folder / "cache").is_dir():
+            self._plant(self._folder / "cache" / "stores" / "mine.txt", b"mine")
+        parts = parts_of(self._run)
+        if parts:
+            part = parts[self._draws.integers(len(parts))]
+            name = str(self._draws.choice(_COPIES)).format(part.stem)
+            if not (part.parent / name).exists():
+                self._plant(part.parent / name, part.read_bytes()[: -40 if self._draws.random() < 0.3 else None])
+                self._told.append(f"copied {part.parent.name}/{name}")
+
+    def _forge(self) -> None:
+        """Let the manifest order what a stranger would like."""
+        if self._draws.random() < 0.5:
+            return
+        paths, precious = RunPaths(self._run), self._folder / "precious"
+        orders = ["--cache", str(precious), "--cache-size", "1KB", "--out", str(precious), "--space", str(precious / "no.py")]
+        for path in (paths.manifest, paths.manifest_copy):
+            write_json_with_digest(path, {**read_manifest(paths), "command": orders})
+        self._told.append("forged")
+
+    def _damage(self) -> None:
+        """Damage a random file that is read back, one time in two."""
+        files = [path for path in self._folder.rglob("*") if path.is_file() and path.suffix in _READ_BACK]
+        files = [path for path in files if path not in self._foreign]
+        if self._draws.random() < 0.5 or not files:
+            return
+        path, kind = files[self._draws.integers(len(files))], str(self._draws.choice(list(DAMAGES)))
+        DAMAGES[kind](path)
+        self._told.append(f"{kind} in {path.parent.name}/{path.name}")
 
 
 if __name__ == "__main__":
