@@ -78,12 +78,20 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def write_json_with_digest(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON values whole, the SHA-256 of all others under `sha256`."""
-    text = json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False)
-    write_text_whole(path, text + "\n")
+    write_text_whole(path, json_with_digest(content))
 
 
-def read_json_with_digest(path: Path) -> dict[str, Any]:
+def json_with_digest(content: Mapping[str, Any]) -> str:
+    """Return the text that `write_json_with_digest` writes."""
+    return json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False) + "\n"
+
+
+def read_json_with_digest(path: Path, *, needs_digest: bool = False) -> dict[str, Any]:
     """Read what `write_json_with_digest` wrote, or JSON values without a digest: those have no `sha256` at all.
+
+    Args:
+        path: The file.
+        needs_digest: Whether values without a digest count as damaged.
 
     Raises:
         DamagedFileError: It is not what was written.
@@ -96,7 +104,7 @@ def read_json_with_digest(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path.name} is no JSON file.") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path.name} is no JSON object.")
-    if "sha256" in content and content["sha256"] != _digest_of(content):
+    if (needs_digest or "sha256" in content) and content.get("sha256") != _digest_of(content):
         raise DamagedFileError(f"{path.name} does not match its digest.")
     return {name: value for name, value in content.items() if name != "sha256"}
 
