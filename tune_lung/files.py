@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,26 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write a UTF-8 text file so that it is never seen half written."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def places(path: Path) -> Iterator[Path]:
+    """Yield a path and those that stand in for it, one after the other, where it is taken: `a.json`, `a-2.json`, ..."""
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def set_aside(path: Path, place: Path) -> Path:
+    """Rename a file to the first of some places where nothing lies, and return which it was."""
+    return path.rename(next(free for free in places(place) if not os.path.lexists(free)))
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a path is a file, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 class DamagedFileError(ValueError):

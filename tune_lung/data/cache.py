@@ -46,14 +46,13 @@ from tune_lung.data.cache_proof import (
     listing_of,
     mark,
     memory_of,
-    places,
     remove,
     remove_root,
     size_of,
     write_listing,
 )
 from tune_lung.errors import InputError, NoRoomError, is_no_room
-from tune_lung.files import sha256_of_file, write_json_with_digest
+from tune_lung.files import places, sha256_of_file, write_json_with_digest
 
 DEFAULT_SIZE_BYTES = 20 * 10**9
 _SETTLED_NS = 2 * 10**9
@@ -163,12 +162,12 @@ class Cache:
     def workplace(self) -> Iterator[Path]:
         """Give a folder for as long as the block runs; what a killed process leaves of it goes as an entry would."""
         key = secrets.token_hex(16)
-        with self._lock("probes", key):
-            unfinished = self._unfinished("probes", key)
-            try:
-                yield begin(unfinished)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)  # made here under a name that nobody could know
+        self._hold("probes", key)
+        unfinished = self._unfinished("probes", key)
+        try:
+            yield begin(unfinished)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)  # made here under a name that nobody could know
 
     def digests(self, root: Path) -> "Digests":
         """Open the remembered digests of the files under a data folder."""

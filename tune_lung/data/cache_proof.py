@@ -10,12 +10,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from itertools import count
 from pathlib import Path, PurePosixPath
 
 from tune_lung.errors import InputError
 from tune_lung.files import (
     DamagedFileError,
+    is_plain_file,
     json_with_digest,
     read_json_with_digest,
     read_regular_file,
@@ -123,13 +123,6 @@ def check_folders(root: Path) -> None:
             folder_in(root, name)
 
 
-def places(path: Path) -> Iterator[Path]:
-    """Yield a path and those that stand in for it, one after the other, where it is taken by what is not ours."""
-    yield path
-    for number in count(2):
-        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
 def entries_in(root: Path) -> Iterator[Path]:
     """Yield the paths of a root that have an entry's name, or that of one not finished; nothing is said of what they hold."""
     for kind in KINDS:
@@ -159,7 +152,7 @@ def write_listing(folder: Path, *, of: Path) -> None:
 
 def listing_of(entry: Path) -> dict[str, str] | None:
     """Read which files of an entry tune_lung wrote, with their SHA-256; None where nothing proves that it wrote any."""
-    if not (_is_folder(entry) and is_file(entry / LISTING)):
+    if not (_is_folder(entry) and is_plain_file(entry / LISTING)):
         return None
     try:
         content = read_json_with_digest(entry / LISTING, needs_digest=True)
@@ -230,7 +223,7 @@ def remove_root(root: Path) -> bool:
 
 def is_lock(path: Path) -> bool:
     """Whether a path can be a lock file of ours: by its name, and a plain file."""
-    return _LOCK_FILE.fullmatch(path.name) is not None and is_file(path)
+    return _LOCK_FILE.fullmatch(path.name) is not None and is_plain_file(path)
 
 
 def is_idle_lock(path: Path) -> bool:
@@ -240,7 +233,7 @@ def is_idle_lock(path: Path) -> bool:
 
 def memory_of(path: Path) -> dict[str, list[object]] | None:
     """Read remembered digests: a file's stamp and SHA-256 by its name; None where the file is not what we wrote."""
-    if not (_MEMORY_FILE.fullmatch(path.name) and is_file(path)):
+    if not (_MEMORY_FILE.fullmatch(path.name) and is_plain_file(path)):
         return None
     try:
         content = read_json_with_digest(path, needs_digest=True)
@@ -256,19 +249,10 @@ def is_memory(path: Path) -> bool:
     return memory_of(path) is not None
 
 
-def is_file(path: Path) -> bool:
-    """Whether a path is a plain file; a link is none."""
-    return _has_mode(path, stat.S_ISREG)
-
-
 def _is_folder(path: Path) -> bool:
-    return _has_mode(path, stat.S_ISDIR)
-
-
-def _has_mode(path: Path, is_so: Callable[[int], bool]) -> bool:
     try:
-        return is_so(path.lstat().st_mode)
-    except (OSError, ValueError):
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
         return False
 
 
@@ -323,7 +307,7 @@ def _marker_of(root: Path) -> bytes | None:
     path = root / _MARKER
     if not os.path.lexists(path):
         return b""
-    if not is_file(path):
+    if not is_plain_file(path):
         return None
     try:
         return read_regular_file(path, most_bytes=len(_MARKER_TEXT))
