@@ -56,4 +56,4 @@ wheel: $(READY)
 	.ci/wheel $(PYTHON)
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) build dist tune_lung.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist tune_lung.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

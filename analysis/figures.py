@@ -26,7 +26,7 @@ from tune_lung.analysis.style import (
     write_ticks_short,
 )
 from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
-from tune_lung.files import whole_file
+from tune_lung.files import is_plain_file, whole_file
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus
@@ -43,6 +43,9 @@ _DODGE, _WIDEST_SPREAD = 0.12, 0.72
 _PUBLISHED_ALPHA = 0.45
 _LINE_WIDTHS = {"cnn": 2.8, "resnet18": 2.2}
 _LEGEND_ROW = 0.075
+_SOFTWARE = "tune_lung"
+_HEADER_BYTES = 2048
+"""Bytes of a PNG in which its texts stand, before the pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,15 @@ def figure4(*runs: Run) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole; the same figure gives the same bytes."""
     with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": _SOFTWARE})
+
+
+def is_saved_figure(path: Path) -> bool:
+    """Whether `save_figure` wrote what lies at a path; not so for a link, nor for what versions before 0.2 drew."""
+    if not is_plain_file(path):
+        return False
+    with path.open("rb") as file:
+        return f"tEXtSoftware\0{_SOFTWARE}".encode() in file.read(_HEADER_BYTES)
 
 
 def _drawn(run: Run) -> pd.DataFrame:

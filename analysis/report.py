@@ -1,19 +1,21 @@
 """The report of one run, or of several compared: the tables as text, the figures as images."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from tune_lung.analysis.figures import MOST_RUNS, figure4, save_figure
+from tune_lung.analysis.figures import MOST_RUNS, figure4, is_saved_figure, save_figure
 from tune_lung.analysis.pareto import front_text, objectives_of, pareto_figure
 from tune_lung.analysis.profile import profile_figure
 from tune_lung.analysis.tables import comparison_text, transfer_text
 from tune_lung.errors import InputError
-from tune_lung.files import shown_path
+from tune_lung.files import is_plain_file, shown_path
 from tune_lung.results.layout import TABLES
 from tune_lung.results.reader import Run, read_run
 
@@ -47,16 +49,29 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
     if not 1 <= len(roots) <= MOST_RUNS:
         raise InputError(f"A report compares 1 to {MOST_RUNS} runs, not {len(roots)}.")
     runs = [read_run(root, only=_READ) for root in roots]
-    figures = {_figure_path(runs, name, out): figure for name, figure in _figures(runs)}
-    for path, figure in figures.items():
+    figures = {_figure_path(runs, name, out): draw for name, draw in _figures(runs)}
+    for path in figures:
+        _refuse_foreign(path, is_in_run=out is None)
+    for path, draw in figures.items():
         try:
-            save_figure(figure, path)
+            save_figure(draw(), path)
         except OSError as error:
             raise InputError(
                 f"The figure cannot be written to '{path.parent}': {error.strerror}. Give another place by --out."
             ) from error
     texts = [text for run in runs for text in _texts(run)] + [transfer_text(first, second) for first, second in pairwise(runs)]
     return Report(text="\n\n".join(texts), figures=tuple(figures))
+
+
+def _refuse_foreign(path: Path, *, is_in_run: bool) -> None:
+    """Refuse to write a figure over what lies at its place; in a run's own folder, each plain file of its name is a figure.
+
+    Raises:
+        InputError: It would be written over a link, or over what is not known as a figure of ours.
+    """
+    is_ours = is_plain_file(path) if is_in_run else is_saved_figure(path)
+    if os.path.lexists(path) and not is_ours:
+        raise InputError(f"'{path}' is there and is no figure that tune_lung drew. Move it away, or give another --out.")
 
 
 def print_report(roots: Sequence[Path], *, console: Console, out: Path | None = None) -> None:
@@ -70,15 +85,15 @@ def _texts(run: Run) -> list[str]:
     return [comparison_text(run), front_text(run)] if _has_several_objectives(run) else [comparison_text(run)]
 
 
-def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
-    """Draw each figure, with its name: Figure 4 of all runs, and of each run its front and its profile, if it has them."""
+def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Name each figure, and what draws it: Figure 4 of all runs, and of each run its front and its profile, if it has them."""
     is_single = len(runs) == 1
-    yield ("figure4" if is_single else "figure4_compared"), figure4(*runs)
+    yield ("figure4" if is_single else "figure4_compared"), partial(figure4, *runs)
     for number, run in enumerate(runs, start=1):
         if _has_several_objectives(run):
-            yield ("pareto" if is_single else f"pareto_{number}"), pareto_figure(run)
+            yield ("pareto" if is_single else f"pareto_{number}"), partial(pareto_figure, run)
         if len(run.profile):
-            yield ("profile" if is_single else f"profile_{number}"), profile_figure(run)
+            yield ("profile" if is_single else f"profile_{number}"), partial(profile_figure, run)
 
 
 def _has_several_objectives(run: Run) -> bool:

@@ -1,10 +1,13 @@
 """The report command shows a run without torch or Ray, and ends with a status that tells what happened."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tune_lung.report import main
 from tune_lung.strategy import parse_objectives
@@ -91,6 +94,44 @@ def test_a_figure_that_cannot_be_written_is_one_line_and_status_2(run, tmp_path,
     (tmp_path / "taken").write_text("a file")
     assert main([str(run), "--out", str(tmp_path / "taken")]) == 2
     assert "The figure cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("thing", ["picture", "text", "link", "link to nothing", "folder", "pipe"])
+@pytest.mark.parametrize("place", ["--out", "the run's own folder"])
+def test_no_figure_is_written_over_what_is_not_ours(run, tmp_path, capsys, thing, place):
+    other = tmp_path / "picture.png"
+    Image.new("L", (9, 9)).save(other)
+    if place == "--out":
+        options, path = ["--out", str(tmp_path)], tmp_path / "figure4.png"
+    else:
+        run = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("figures")))
+        options, path = [], run / "figures" / "figure4.png"
+        path.parent.mkdir()
+    plant = {
+        "picture": lambda: shutil.copy(other, path),
+        "text": lambda: path.write_text("mine"),
+        "link": lambda: path.symlink_to(other),
+        "link to nothing": lambda: path.symlink_to(tmp_path / "nothing"),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+    }
+    plant[thing]()
+    before, content = path.lstat(), other.read_bytes()
+    is_taken = place != "--out" and path.is_file() and not path.is_symlink()
+    assert main([str(run), *options]) == (0 if is_taken else 2)
+    if not is_taken:
+        assert capsys.readouterr().err == (
+            f"error: '{path}' is there and is no figure that tune_lung drew. Move it away, or give another --out.\n"
+        )
+        assert os.path.samestat(path.lstat(), before)
+        assert path.lstat().st_mtime_ns == before.st_mtime_ns
+    assert other.read_bytes() == content
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_figure_of_ours_is_drawn_again(run, tmp_path):
+    for _ in range(2):
+        assert main([str(run), "--out", str(tmp_path)]) == 0
 
 
 def test_more_runs_than_one_figure_tells_apart_are_status_2(run, capsys):

@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,26 @@ def write_text_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def places(path: Path) -> Iterator[Path]:
+    """Yield a path and those that stand in for it, one after the other, where it is taken: `a.json`, `a-2.json`, ..."""
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def set_aside(path: Path, place: Path) -> Path:
+    """Rename a file to the first of some places where nothing lies, and return which it was."""
+    return path.rename(next(free for free in places(place) if not os.path.lexists(free)))
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a path is a file, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
 class DamagedFileError(ValueError):
     """A file that is not what was written."""
 
@@ -78,12 +99,20 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def write_json_with_digest(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON values whole, the SHA-256 of all others under `sha256`."""
-    text = json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False)
-    write_text_whole(path, text + "\n")
+    write_text_whole(path, json_with_digest(content))
 
 
-def read_json_with_digest(path: Path) -> dict[str, Any]:
+def json_with_digest(content: Mapping[str, Any]) -> str:
+    """Return the text that `write_json_with_digest` writes."""
+    return json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False) + "\n"
+
+
+def read_json_with_digest(path: Path, *, needs_digest: bool = False) -> dict[str, Any]:
     """Read what `write_json_with_digest` wrote, or JSON values without a digest: those have no `sha256` at all.
+
+    Args:
+        path: The file.
+        needs_digest: Whether values without a digest count as damaged.
 
     Raises:
         DamagedFileError: It is not what was written.
@@ -96,7 +125,7 @@ def read_json_with_digest(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path.name} is no JSON file.") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path.name} is no JSON object.")
-    if "sha256" in content and content["sha256"] != _digest_of(content):
+    if (needs_digest or "sha256" in content) and content.get("sha256") != _digest_of(content):
         raise DamagedFileError(f"{path.name} does not match its digest.")
     return {name: value for name, value in content.items() if name != "sha256"}
 

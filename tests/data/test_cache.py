@@ -56,7 +56,6 @@ def test_a_damaged_entry_is_built_again(cache):
 
     folder = cache.entry("stores", "aa", build=write(3), check=check)
     (folder / "content").unlink()
-    (folder / "rest").touch()
     assert cache.entry("stores", "aa", build=write(3), check=check) == folder
     assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["content"]
 
@@ -72,10 +71,24 @@ def test_an_entry_with_a_damaged_file_is_noticed_and_built_again(cache, damaged,
     assert "An entry of the cache (stores) is damaged" in caplog.text
 
 
-def test_what_a_killed_builder_left_is_removed(cache):
-    leftover = cache.root / "stores" / ".aa.0123"
-    leftover.mkdir(parents=True)
-    cache.entry("stores", "aa", build=write(3), check=accept)
+@pytest.mark.parametrize("next_key", ["aa", "bb"])
+def test_what_a_killed_builder_left_is_removed(tmp_path, next_key):
+    program = f"""
+import os
+from pathlib import Path
+from tune_lung.data.cache import Cache
+def build(folder):
+    (folder / "decoded").mkdir()
+    for name in ("decoded/pixels", "train.npy", ".store.json.0123abcd"):
+        (folder / name).write_bytes(bytes(1000))
+    os.kill(os.getpid(), 9)
+Cache.open(Path({str(tmp_path)!r})).entry("stores", "aa", build=build, check=str)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    (leftover,) = (tmp_path / "stores").iterdir()
+    assert leftover.name.startswith(".aa.")
+    with Cache.open(tmp_path, size_bytes=500) as cache:
+        cache.entry("stores", next_key, build=write(3), check=accept)
     assert not leftover.exists()
 
 

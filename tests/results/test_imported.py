@@ -104,6 +104,13 @@ def test_an_existing_run_is_never_written_over(tmp_path: Path) -> None:
         write_run(run_of(search_of({"batch_size": 16})), tmp_path / "mine")
 
 
+def test_a_link_to_nothing_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to("disk")
+    with pytest.raises(InputError, match="The run folder 'mine' exists already"):
+        write_run(run_of(search_of({"batch_size": 16})), tmp_path / "mine")
+    assert (tmp_path / "mine").is_symlink()
+
+
 @pytest.mark.parametrize(
     "row",
     [

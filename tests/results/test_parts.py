@@ -258,6 +258,18 @@ def test_a_damaged_part_is_named_then_begun_anew_when_its_first_trial_is_written
     assert read_run(root).damaged == ()
 
 
+def test_what_was_set_aside_before_stays(root):
+    part = root / "epochs" / "07.parquet"
+    Ledger(root).write_epochs("07", epochs(1))
+    for text in ("first", "second"):
+        part.write_text(text)
+        Ledger(root).write_epochs("07", epochs(2))
+    part.write_text("third")
+    Ledger.open(root, damaged=["epochs/07.parquet"])
+    aside = {path.name: path.read_text() for path in part.parent.glob(".*")}
+    assert aside == {".07.damaged": "first", ".07-2.damaged": "second", ".07-3.damaged": "third"}
+
+
 @pytest.mark.usefixtures("roomy")
 def test_a_trial_of_a_damaged_part_finds_another_after_the_ledger_was_opened_anew(root):
     ledger = Ledger(root)

@@ -329,7 +329,7 @@ def test_what_a_killed_builder_wrote_is_never_read(frozen_job: MakeJob, tmp_path
     process.kill()
     process.join(timeout=30)
     (unfinished,) = (cache_root / "features").iterdir()
-    assert (unfinished / "train").exists()
+    assert (unfinished / "entry" / "train").exists()
     with Cache.open(cache_root) as cache, Cache.open(tmp_path / "other") as other:
         assert not has_features(job, cache)
         again, undisturbed = (open_prefix_features(replace(job, cache=own), job.build_network()) for own in (cache, other))

@@ -3,6 +3,9 @@
 An *entry* is a folder `<root>/<kind>/<key>` whose key is made of everything that its content follows from. One process
 builds it while others wait. An entry in use is held by a lock file that the system lets go when its process ends; an
 entry that nobody holds is removed, least recently used first, when the cache is over its size.
+
+A root is a folder of the user's, so nothing in it is removed or written over but what `tune_lung.data.cache_proof` proves
+to be ours. Where something else has an entry's place, the entry lies beside it, as `<key>-2`.
 """
 
 import hashlib
@@ -11,24 +14,47 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
 import platformdirs
 from filelock import FileLock, Timeout
 
+from tune_lung.data.cache_proof import (
+    KINDS,
+    LOCKS,
+    MEMORIES,
+    begin,
+    check_folders,
+    claim,
+    entries_in,
+    folder_in,
+    is_idle_lock,
+    is_lock,
+    key_of,
+    listed_files,
+    listing_of,
+    mark,
+    memory_of,
+    remove,
+    remove_root,
+    size_of,
+    write_listing,
+)
 from tune_lung.errors import InputError, NoRoomError, is_no_room
-from tune_lung.files import DamagedFileError, read_json_with_digest, sha256_of_file, write_json_with_digest
+from tune_lung.files import places, sha256_of_file, write_json_with_digest
 
 DEFAULT_SIZE_BYTES = 20 * 10**9
-_DIGESTS = ".digests.json"
-"""The file of an entry that has the SHA-256 of each other one."""
 _SETTLED_NS = 2 * 10**9
 """Age from which a file's time of change can be trusted: a younger one may change again within the clock's step."""
 
@@ -45,7 +71,8 @@ class Cache:
     size_bytes: int = DEFAULT_SIZE_BYTES
     """Bytes that entries not in use may take together, at least 0."""
     _held: dict[Path, FileLock] = field(default_factory=dict, repr=False)
-    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _remove: Callable[[], object] | None = field(default=None, repr=False)
+    """Removes the root, once, where it is a temporary one."""
 
     def __post_init__(self) -> None:
         """Refuse a negative size.
@@ -53,8 +80,7 @@ class Cache:
         Raises:
             InputError: The size is negative.
         """
-        if self.size_bytes < 0:
-            raise InputError(f"--cache-size must be at least 0 bytes, not {self.size_bytes}.")
+        _check_size(self.size_bytes)
 
     @classmethod
     def open(cls, root: Path | None = None, size_bytes: int = DEFAULT_SIZE_BYTES) -> Self:
@@ -69,18 +95,34 @@ class Cache:
             The cache; its folder exists.
 
         Raises:
-            InputError: The given folder cannot be written, or the size is negative.
+            InputError: The given folder cannot be written or holds what is not a cache's, or the size is negative.
         """
+        _check_size(size_bytes)
         if size_bytes == 0:
-            temporary = tempfile.TemporaryDirectory(prefix="tune_lung-", dir=None if root is None else _made(root))
-            return cls(root=Path(temporary.name), size_bytes=0, _temporary=temporary)
-        return cls(root=_default_root() if root is None else _made(root), size_bytes=size_bytes)
+            return cls._open_temporary(root)
+        with _naming(root):
+            found = _default_root() if root is None else _made(root)
+            is_default = root is None or found == _users_root().resolve()
+            claim(found, name=f"The cache folder {found}" if root is None else f"--cache {root}", is_default=is_default)
+            check_folders(found)
+        return cls(root=found, size_bytes=size_bytes)
+
+    @classmethod
+    def _open_temporary(cls, parent: Path | None) -> Self:
+        """Open a cache that goes with this process, and leaves of its parent no folder that was made for it."""
+        with _naming(parent):
+            new = [] if parent is None else [path for path in (parent, *parent.parents) if not path.exists()]
+            root = Path(tempfile.mkdtemp(prefix="tune_lung-", dir=None if parent is None else _made(parent)))
+            mark(root)
+        cache = cls(root=root, size_bytes=0)
+        cache._remove = weakref.finalize(cache, _remove_temporary, root, new)
+        return cache
 
     def entry(self, kind: str, key: str, *, build: Callable[[Path], None], check: Callable[[Path], object]) -> Path:
         """Give an entry, built first if it is missing or damaged, and hold it until `close` or the end of the process.
 
         Args:
-            kind: What it is, such as `stores`: a folder name.
+            kind: What it is, one of `KINDS`: a folder name.
             key: Hexadecimal digest of everything the entry's content follows from.
             build: Writes the entry into the empty folder it is given.
             check: Raises an InputError when the entry it is given is damaged.
@@ -89,15 +131,12 @@ class Cache:
             The entry's folder.
 
         Raises:
-            InputError: From `build`.
+            InputError: From `build`; or something else has the name of a folder or lock that is needed.
             NoRoomError: The disk is full.
         """
-        folder = self._held_folder(kind, key)
-        with FileLock(self._lock_path(folder)):
-            if not (_is_whole(folder, check) and _is_as_built(folder)):
-                if folder.exists():
-                    _log.warning("An entry of the cache (%s) is damaged, or of another version: it is built again.", kind)
-                self._build(folder, build)
+        self._hold(kind, key)
+        with self._lock(kind, key):
+            folder = self._whole(kind, key, check) or self._build(kind, key, build)
             os.utime(folder)  # the time of last use
         self.make_room()
         return folder
@@ -108,27 +147,41 @@ class Cache:
         Returns:
             The entry's folder; None where it is missing or damaged.
         """
-        folder = self._held_folder(kind, key)
-        with FileLock(self._lock_path(folder)):
-            if not (_is_whole(folder, check) and _is_as_built(folder)):
-                return None
-            os.utime(folder)
+        self._hold(kind, key)
+        with self._lock(kind, key):
+            folder = self._whole(kind, key, check)
+            if folder is not None:
+                os.utime(folder)
             return folder
 
     def has(self, kind: str, key: str, *, check: Callable[[Path], object]) -> bool:
         """Say whether an entry is there and whole; it is neither built nor held."""
-        return _is_whole(self.root / kind / key, check)
+        return any(listing_of(folder) is not None and _passes(folder, check) for folder in self._taken_places(kind, key))
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """Give a folder for as long as the block runs; what a killed process leaves of it goes as an entry would."""
+        key = secrets.token_hex(16)
+        self._hold("probes", key)
+        unfinished = self._unfinished("probes", key)
+        try:
+            yield begin(unfinished)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)  # made here under a name that nobody could know
 
     def digests(self, root: Path) -> "Digests":
         """Open the remembered digests of the files under a data folder."""
         name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-        return Digests(path=self.root / "digests" / f"{name}.json")
+        return Digests(path=self.root / MEMORIES / f"{name}.json")
 
     def make_room(self) -> None:
-        """Remove entries that nobody holds, least recently used first, until the rest fits the size."""
-        if self._temporary is not None:
+        """Remove entries that nobody holds, least recently used first, until the rest fits the size.
+
+        What others put here neither counts nor goes, and an entry that holds such a thing stays with it.
+        """
+        if self._remove is not None:
             return
-        sizes = {folder: _size_of(folder) for folder in self._entries()}
+        sizes = {folder: size for folder in entries_in(self.root) if (size := size_of(folder)) is not None}
         total = sum(sizes.values())
         for folder in sorted(sizes, key=_last_use):
             if total <= self.size_bytes:
@@ -140,10 +193,11 @@ class Cache:
         """Let go of the entries held; a cache of size 0 removes them."""
         for lock in self._held.values():
             lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
         self._held.clear()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if self._remove is not None:
+            self._remove()
 
     def __enter__(self) -> Self:
         """Return the cache itself."""
@@ -153,33 +207,44 @@ class Cache:
         """Close the cache."""
         self.close()
 
-    def _entries(self) -> list[Path]:
-        return [path for path in self.root.glob("*/*") if path.is_dir() and path.parent.name != "locks"]
-
-    def _lock_path(self, folder: Path, suffix: str = "build") -> Path:
-        path = self.root / "locks" / f"{folder.parent.name}-{folder.name.lstrip('.')}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def _held_folder(self, kind: str, key: str) -> Path:
-        """Name an entry's folder, from now on held, whether it is there or not."""
+    def _place(self, kind: str, key: str) -> Path:
         folder = self.root / kind / key
-        if folder not in self._held:
-            lock = FileLock(self._lock_path(folder, f"use-{os.getpid()}-{secrets.token_hex(4)}"), thread_local=False)
-            lock.acquire()
-            self._held[folder] = lock
+        if kind not in KINDS or key_of(folder) != key:
+            raise ValueError(f"The cache has no entry {kind}/{key}: give one of {', '.join(KINDS)}, and a hexadecimal key.")
         return folder
 
-    def _build(self, folder: Path, build: Callable[[Path], None]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a builder that was killed: we hold its lock
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    def _taken_places(self, kind: str, key: str) -> Iterator[Path]:
+        return takewhile(os.path.lexists, places(self._place(kind, key)))
+
+    def _lock(self, kind: str, key: str, suffix: str = "build") -> FileLock:
+        path = folder_in(self.root, LOCKS) / f"{kind}-{key}.{suffix}"
+        if os.path.lexists(path) and not is_lock(path):
+            raise InputError(f"The cache needs the name {path}, but it is no plain file. Move it away, or give another --cache.")
+        return FileLock(path, thread_local=False)
+
+    def _hold(self, kind: str, key: str) -> None:
+        """Keep an entry, whether it is there or not, from being removed."""
+        place = self._place(kind, key)
+        folder_in(self.root, kind)
+        if place not in self._held:
+            lock = self._lock(kind, key, f"use-{os.getpid()}-{secrets.token_hex(4)}")
+            lock.acquire()
+            self._held[place] = lock
+
+    def _whole(self, kind: str, key: str, check: Callable[[Path], object]) -> Path | None:
+        return next((folder for folder in self._taken_places(kind, key) if _is_whole(folder, check)), None)
+
+    def _build(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
+        for path in entries_in(self.root):
+            if path.parent.name == kind and path.name.startswith(f".{key}."):  # of a builder that was killed: we hold its lock
+                remove(path)
+        folder = self._free_place(kind, key)
+        unfinished = self._unfinished(kind, key)
         try:
-            temporary.mkdir(parents=True)
-            build(temporary)
-            write_json_with_digest(temporary / _DIGESTS, _digests_of(temporary))
-            temporary.replace(folder)
+            content = begin(unfinished)
+            build(content)
+            write_listing(content, of=folder)
+            content.replace(folder)
         except OSError as error:
             if is_no_room(error):
                 raise NoRoomError(
@@ -187,19 +252,33 @@ class Cache:
                 ) from error
             raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)  # made here under a name that nobody could know
+        return folder
+
+    def _unfinished(self, kind: str, key: str) -> Path:
+        return folder_in(self.root, kind) / f".{key}.{secrets.token_hex(4)}"
+
+    def _free_place(self, kind: str, key: str) -> Path:
+        """Clear an entry's place of a damaged one; where not all of that is ours, the next place serves."""
+        for folder in places(self._place(kind, key)):
+            if not os.path.lexists(folder):
+                return folder
+            damaged = f"An entry of the cache ({kind}) is damaged, or of another version"
+            if remove(folder):
+                _log.warning("%s: it is built again.", damaged)
+                return folder
+            place = f"{kind}/{folder.name}"
+            _log.warning("%s, and not all in its place %s is tune_lung's: that stays, and it is built beside.", damaged, place)
+        raise AssertionError("There are endless places.")
 
     def _remove_unheld(self, folder: Path) -> bool:
         """Remove an entry, or what a killed builder left of one, unless a process holds or builds it."""
-        key = folder.name.lstrip(".").partition(".")[0]
-        entry = folder.with_name(key)
+        kind, key = folder.parent.name, key_of(folder)
         try:
-            with FileLock(self._lock_path(entry), timeout=0):
-                if any(_is_locked(path) for path in (self.root / "locks").glob(f"{folder.parent.name}-{key}.use-*")):
-                    return False
-                shutil.rmtree(folder, ignore_errors=True)
-                return True
-        except Timeout:
+            with self._lock(kind, str(key)).acquire(timeout=0):
+                in_use = (self.root / LOCKS).glob(f"{kind}-{key}.use-*")
+                return not any(_is_locked(path) for path in in_use) and remove(folder)
+        except (OSError, InputError):  # a Timeout is an OSError
             return False
 
 
@@ -208,7 +287,7 @@ class Digests:
     """SHA-256 of files, remembered by path, size and times of change, so that a second start reads no image."""
 
     path: Path
-    """The file that remembers them."""
+    """The file that remembers them, as long as its place is not taken."""
 
     def of(self, files: Mapping[str, Path], *, progress: Callable[[int, int], None] | None = None) -> dict[str, str | None]:
         """Give the digests of files, reading only those that are new or changed.
@@ -220,7 +299,7 @@ class Digests:
         Returns:
             64 hexadecimal digits by name; None for a file that cannot be read.
         """
-        remembered = self._load()
+        path, remembered = self._remembered()
         stamps = {name: _stamp(path) for name, path in files.items()}
         known = {
             name: remembered[name][1] for name, stamp in stamps.items() if name in remembered and remembered[name][0] == stamp
@@ -237,15 +316,22 @@ class Digests:
         if new:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
             settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
-            write_json_with_digest(self.path, {"files": remembered | settled})
+            folder_in(path.parent.parent, path.parent.name)
+            write_json_with_digest(path, {"files": remembered | settled})
         return {name: known[name] for name in files}
 
-    def _load(self) -> dict[str, Any]:
-        try:
-            files: dict[str, Any] = read_json_with_digest(self.path)["files"]
-        except (OSError, DamagedFileError, KeyError):
-            return {}
-        return files
+    def _remembered(self) -> tuple[Path, dict[str, Any]]:
+        """Read what is remembered, and from where; the next place serves where something else than ours has this one."""
+        for path in places(self.path):
+            if not os.path.lexists(path):
+                if path != self.path:
+                    _log.warning(
+                        "%s is damaged, or not tune_lung's: it stays, and %s takes its place.", self.path.name, path.name
+                    )
+                return path, {}
+            if (files := memory_of(path)) is not None:
+                return path, files
+        raise AssertionError("There are endless places.")
 
 
 def num_workers() -> int:
@@ -261,9 +347,12 @@ def content_key(content: Mapping[str, object] | Sequence[object]) -> str:
 
 def _stamp(path: Path) -> list[int] | None:
     try:
-        status = path.stat()
+        return _stamp_of(path.stat())
     except OSError:
         return None
+
+
+def _stamp_of(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
@@ -278,35 +367,61 @@ def _digest(path: Path) -> str | None:
         return None
 
 
+def _check_size(size_bytes: int) -> None:
+    if size_bytes < 0:
+        raise InputError(f"--cache-size must be at least 0 bytes, not {size_bytes}.")
+
+
+def _users_root() -> Path:
+    return Path(platformdirs.user_cache_dir("tune_lung", appauthor=False))
+
+
 def _default_root() -> Path:
-    user = Path(platformdirs.user_cache_dir("tune_lung", appauthor=False))
     try:
-        return _made(user)
-    except InputError:
-        return _own(_made(Path(tempfile.gettempdir()) / f"tune_lung-cache-{os.getuid()}"))
+        return _made(_users_root())
+    except OSError:
+        return _own(Path(tempfile.gettempdir()).resolve() / f"tune_lung-cache-{os.getuid()}")
 
 
 def _own(root: Path) -> Path:
-    """Refuse a folder in the shared temporary folder that another user put there."""
-    if root.stat().st_uid != os.getuid():
-        raise InputError(f"The cache folder {root} belongs to another user. Give your own with --cache.")
-    return root
+    """Make a folder in the shared temporary folder, and refuse one that another user put there, or can write to."""
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise InputError(f"The cache folder {root} is not this user's alone. Give your own with --cache.")
+    return _made(root)
+
+
+@contextmanager
+def _naming(root: Path | None) -> Iterator[None]:
+    """Say of a root that cannot be used which one it is."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else error
+        name = "The cache folder" if root is None else f"The cache folder {root}"
+        raise InputError(f"{name} cannot be written: {reason}. Give another with --cache.") from error
 
 
 def _made(root: Path) -> Path:
-    """Make a folder and see that it can be written."""
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        raise InputError(f"The cache folder {root} cannot be written: {error.strerror}. Give another with --cache.") from error
-    return root
+    """Make a folder, see that it can be written, and return its path without links."""
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryFile(dir=root):
+        pass
+    return root.resolve()
 
 
-def _is_whole(folder: Path, check: Callable[[Path], object]) -> bool:
-    if not folder.is_dir():
-        return False
+def _remove_temporary(root: Path, new: Sequence[Path]) -> None:
+    """Remove a temporary cache, and the folders that were made for it, as far as they are ours."""
+    if not remove_root(root):
+        _log.warning("%s holds what tune_lung did not make: it stays.", root)
+    with suppress(OSError):
+        for folder in new:
+            folder.rmdir()
+
+
+def _passes(folder: Path, check: Callable[[Path], object]) -> bool:
     try:
         check(folder)
     except InputError:
@@ -314,46 +429,41 @@ def _is_whole(folder: Path, check: Callable[[Path], object]) -> bool:
     return True
 
 
-def _digests_of(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _DIGESTS)
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+def _is_whole(folder: Path, check: Callable[[Path], object]) -> bool:
+    """Whether an entry's listed files are there, byte for byte as they were built; what else lies there is no matter.
 
-
-def _is_as_built(folder: Path) -> bool:
-    """Whether an entry's files are, byte for byte, those that were built; looked at once in a process, and after a change."""
+    They are read once in a process, and after a change.
+    """
+    listing = listing_of(folder)
+    if listing is None:
+        return False
     try:
-        stamp = tuple((path.name, *(_stamp(path) or ())) for path in sorted(folder.rglob("*")) if path.is_file())
-        return _has_its_digests(folder, stamp)
+        files = listed_files(folder, listing)
+        if files.keys() != listing.keys() or not _passes(folder, check):
+            return False
+        stamp = tuple((name, listing[name], *_stamp_of(files[name])) for name in sorted(files))
+        return _is_as_listed(folder, stamp)
     except OSError:
         return False
 
 
 @lru_cache(maxsize=256)
-def _has_its_digests(folder: Path, stamp: Hashable) -> bool:  # noqa: ARG001 - the answer belongs to these sizes and times
-    try:
-        return read_json_with_digest(folder / _DIGESTS) == _digests_of(folder)
-    except (OSError, DamagedFileError):
-        return False
+def _is_as_listed(folder: Path, stamp: Sequence[tuple[str, str, Hashable]]) -> bool:
+    """Whether files have their SHA-256; the answer belongs to these sizes and times."""
+    return all(sha256_of_file(folder / name) == sha256 for name, sha256, *_ in stamp)
 
 
 def _is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file of ours; one of a process that has ended is removed."""
+    if not is_lock(path):
+        return False
     try:
         with FileLock(path, timeout=0):
-            path.unlink(missing_ok=True)  # of a process that has ended
+            if is_idle_lock(path):
+                path.unlink()
             return False
     except Timeout:
         return True
-
-
-def _size_of(folder: Path) -> int:
-    return sum(_size_of_file(path) for path in folder.rglob("*") if path.is_file())
-
-
-def _size_of_file(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # removed in the meantime
-        return 0
 
 
 def _last_use(folder: Path) -> float:

@@ -47,17 +47,22 @@ def ensure_phantoms(cache: Cache, *, seed: int, num_images: int = DEFAULT_NUM_IM
     key = content_key({"version": PHANTOM_VERSION, "seed": seed, "num_images": num_images})
 
     def check(directory: Path) -> None:
-        counts = class_counts(num_images)
-        if any(_count_files(directory, name) != 2 * count for name, count in counts.items()):
-            raise StoreDamagedError(f"The phantoms in {directory} are incomplete.")
+        found = {path.relative_to(directory).as_posix() for path in directory.glob("*/**/*") if not path.is_dir()}
+        if found != _picture_files(class_counts(num_images)):  # one more would be taken for a picture
+            raise StoreDamagedError(f"The phantoms in {directory} are incomplete, or others lie among them.")
 
     return cache.entry(
         "phantoms", key, build=lambda directory: write_phantoms(directory, seed=seed, num_images=num_images), check=check
     )
 
 
-def _count_files(directory: Path, class_name: str) -> int:
-    return sum(1 for _ in directory.glob(f"{class_name}/*/*.png"))
+def _picture_files(counts: Mapping[str, int]) -> set[str]:
+    return {
+        f"{name}/{folder}/{name}-{number}.png"
+        for name, count in counts.items()
+        for folder in ("images", "masks")
+        for number in range(1, count + 1)
+    }
 
 
 def class_counts(num_images: int) -> dict[str, int]:

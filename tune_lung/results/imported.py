@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 import tempfile
 from collections import Counter
@@ -126,7 +127,7 @@ def write_run(recorded: RecordedRun, root: Path) -> None:
     Raises:
         InputError: The folder exists, or the tables cannot hold what was read.
     """
-    if root.exists():
+    if os.path.lexists(root):
         raise InputError(f"The run folder '{root.name}' exists already. Choose another --name or remove it.")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".import-") as unfinished:

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_lung.errors import InputError
-from tune_lung.files import DamagedFileError, read_json_with_digest, write_json_with_digest
+from tune_lung.files import DamagedFileError, read_json_with_digest, set_aside, write_json_with_digest
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
@@ -77,7 +77,7 @@ class Ledger:
             table, _, part = name.partition("/")
             if part:
                 path = ledger.paths.part(table, Path(part).stem)
-                path.replace(ledger.paths.damaged_part(table, path.stem))
+                set_aside(path, ledger.paths.damaged_part(table, path.stem))
         for table in TABLES:
             if not ledger._is_whole(table, ledger.paths.schema_part(table).stem):
                 write_part(ledger.paths.schema_part(table), ledger._schema(table).empty_table())

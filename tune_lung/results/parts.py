@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tune_lung.files import whole_file
+from tune_lung.files import set_aside, whole_file
 from tune_lung.results.layout import RunPaths
 
 MOST_TRIALS = 16
@@ -103,7 +103,7 @@ class SharedParts:
         except FileNotFoundError:
             return self._schema.empty_table()
         except DamagedPartError:
-            aside = path.replace(self._paths.damaged_part(self._table, path.stem))
+            aside = set_aside(path, self._paths.damaged_part(self._table, path.stem))
             _log.warning(
                 "%s/%s was damaged and is begun anew; what is left of it lies in %s.", self._table, path.name, aside.name
             )

@@ -212,7 +212,11 @@ def files_of(folder: Path) -> set[str]:
 def test_a_dry_run_writes_the_pixel_store_and_nothing_outside_the_cache(dry: tuple[str, list[str]]) -> None:
     _, left = dry
     assert {path.split("/")[0] for path in left} == {"cache"}
-    assert {path.split("/")[1] for path in left if "/" in path} == {"digests", "locks", "phantoms", "stores"}
+    assert {path.split("/")[1] for path in left if "/" in path} == {
+        ".tune_lung-cache",
+        *("digests", "locks", "phantoms", "probes", "stores"),
+    }
+    assert not any(path.startswith("cache/probes/") for path in left)
 
 
 @pytest.mark.ray

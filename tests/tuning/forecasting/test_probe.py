@@ -1,5 +1,6 @@
 """A few real steps, and what is made of them."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tune_lung.config import TrialConfig
+from tune_lung.data.cache import Cache
 from tune_lung.data.store import DecodedImages, PixelStore, write_store
 from tune_lung.errors import InputError
 from tune_lung.models.weights import RANDOM_WEIGHTS
@@ -80,7 +82,20 @@ def test_a_probe_scales_what_it_measures_on_few_images_to_all(stored: SearchSetu
 def test_a_probe_leaves_nothing_behind(stored: SearchSetup) -> None:
     measure_trial(request_of(FROZEN), stored)
     assert not stored.run_root.exists()
-    assert [path for path in stored.data.cache_root.iterdir() if path.name != "locks"] == []  # type: ignore[union-attr]
+    left = [path for path in stored.data.cache_root.rglob("*") if path.is_file()]  # type: ignore[union-attr]
+    assert [path.name for path in left] == [".tune_lung-cache"]
+
+
+def test_what_a_killed_probe_leaves_makes_room(stored: SearchSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_features, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(prefix_features, "_ROOM_TO_LEAVE", 0.0)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after a kill
+    measure_trial(request_of(FROZEN), stored)
+    left = [path.relative_to(stored.data.cache_root) for path in stored.data.cache_root.rglob("*") if path.is_file()]  # type: ignore[union-attr, arg-type]
+    assert {"features", "checkpoints", "predictions"} <= {part for path in left for part in path.parts}
+    with Cache.open(stored.data.cache_root, 1) as cache:
+        cache.make_room()
+    assert not list((cache.root / "probes").iterdir())
 
 
 def test_a_probe_names_the_features_that_the_search_will_compute(stored: SearchSetup, monkeypatch: pytest.MonkeyPatch) -> None:

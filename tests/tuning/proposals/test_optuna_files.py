@@ -145,6 +145,13 @@ def test_an_existing_file_is_never_written_over(run: Path, tmp_path: Path) -> No
     assert (tmp_path / "notes.db").read_text() == "mine"
 
 
+def test_a_link_to_nothing_is_never_written_over(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.db").symlink_to(tmp_path / "disk" / "study.db")
+    with pytest.raises(InputError, match=r"The file 'study.db' exists already"):
+        export_study(read_run(run), tmp_path / "study.db")
+    assert (tmp_path / "study.db").is_symlink()
+
+
 def test_a_file_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("no folder")
     with pytest.raises(InputError, match=r"The file 'study.db' cannot be written"):

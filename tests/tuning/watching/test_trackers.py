@@ -177,6 +177,24 @@ def test_tensorboard_files_hold_the_epochs_and_the_point_and_nothing_of_the_mach
     assert_says_nothing_of_the_machine(setup.run_root / "tensorboard", "10.1.2.3")
 
 
+def test_tensorboard_renames_no_file_but_its_own_and_writes_over_none(
+    recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1_700_000_000.0)  # all in one second
+    recorder.on_trial_start(0, [], trial)
+    folder = setup.run_root / "tensorboard" / recorder.record_of(trial.trial_id).plan.trial_id
+    folder.mkdir(parents=True)
+    others = [folder / f"events.out.tfevents.{name}" for name in ("1600000000.desk", "1700000000.tune_lung", "mine.a.b")]
+    for path in others:
+        path.write_bytes(b"mine")
+    (tracker,) = make_trackers(["tensorboard"], recorder, setup.run_root)
+    tracker.on_trial_start(0, [], trial)
+    tracker.on_trial_complete(0, [], trial)
+    assert all(path.exists() and path.read_bytes() == b"mine" for path in others)
+    (own,) = set(folder.iterdir()) - set(others)
+    assert own.name == "events.out.tfevents.1700000000-2.tune_lung"
+
+
 @pytest.mark.ray
 def test_a_search_tells_tensorboard_what_stands_in_its_ledger(finished_search: tuple[Path, str]):
     run, _ = finished_search

@@ -6,7 +6,6 @@ search will run trials. What it writes lies in the cache for as long as it runs.
 
 import itertools
 import resource
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -137,10 +136,10 @@ def measure_trial(request: ProbeRequest, setup: SearchSetup) -> TrialCost:
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
     plans = [setup.plan_trial(request.cell, request.point, repeat) for repeat in range(request.repeats)]
-    with setup.data.open_cache() as cache, tempfile.TemporaryDirectory(prefix="probe-", dir=cache.root) as folder:
+    with setup.data.open_cache() as cache, cache.workplace() as folder:
         jobs = [setup.training_job(plan, store=store, device=device, cache=cache) for plan in plans]
         try:
-            return _measure(jobs, cache, Path(folder))
+            return _measure(jobs, cache, folder)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"Trials of cell '{request.cell}' with batch_size {plans[0].trial.batch_size} do not fit into the GPU's memory."

@@ -5,6 +5,7 @@ single objective, the selection score of each epoch. All other columns of the ta
 the file alone makes the run's trials again. Nothing is ever unpickled: sqlite files are read, and no other storage.
 """
 
+import os
 import sqlite3
 import tempfile
 import warnings
@@ -58,7 +59,7 @@ def export_study(run: Run, path: Path) -> Counter[TrialState]:
     Raises:
         InputError: The file exists, or cannot be written.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise InputError(f"The file '{path.name}' exists already. Give another name or remove it.")
     trials = _frozen_trials(run)
     try:

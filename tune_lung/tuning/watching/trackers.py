@@ -18,6 +18,7 @@ from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from tune_lung.config import PointValue
 from tune_lung.errors import InputError
+from tune_lung.files import set_aside
 from tune_lung.results.schema import TrialStatus
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import EPOCHS, failure_of
@@ -162,10 +163,12 @@ class _TensorBoard(TBXLoggerCallback):
     """Ray's logger, without the host's name in the names of its files."""
 
     def log_trial_start(self, trial: Any) -> None:
+        folder, names = Path(trial.local_path), "events.out.tfevents.*"
+        before = set(folder.glob(names))
         super().log_trial_start(trial)
-        for file in Path(trial.local_path).glob("events.out.tfevents.*"):
+        for file in set(folder.glob(names)) - before:
             moment = file.name.split(".")[3]
-            file.rename(file.with_name(f"events.out.tfevents.{moment}.tune_lung"))
+            set_aside(file, file.with_name(f"events.out.tfevents.{moment}.tune_lung"))
 
 
 def _open_tensorboard(_: Path) -> LoggerCallback:
