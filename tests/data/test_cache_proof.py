@@ -233,6 +233,13 @@ def places(template=None):
 @example(wanted=[(f"stores/{MISSING}", "link to a folder")], is_marked=True, size_bytes=1)
 @example(wanted=[("locks", "link to a folder")], is_marked=True, size_bytes=1)
 @example(wanted=[(f"locks/stores-{MISSING}.build", "link to a file")], is_marked=True, size_bytes=1)
+@example(wanted=[(f"locks/stores-{WHOLE}.use-1-0123abcd", "file")], is_marked=True, size_bytes=1)
+@example(wanted=[("locks/{lock}", "link to a file")], is_marked=True, size_bytes=1)
+@example(wanted=[("stores", "link to a folder")], is_marked=True, size_bytes=1)
+@example(wanted=[(f"stores/{WHOLE}/decoded", "link to a folder")], is_marked=True, size_bytes=1)
+@example(wanted=[(f"stores/{WHOLE}/.digests.json", "link to a file")], is_marked=True, size_bytes=1)
+@example(wanted=[(MARKER, "link to nothing")], is_marked=False, size_bytes=1)
+@example(wanted=[(MARKER, "pipe")], is_marked=False, size_bytes=1)
 @example(wanted=[("digests/{memory}", "file")], is_marked=True, size_bytes=1)
 def test_nothing_foreign_in_a_root_is_touched(template, wanted, is_marked, size_bytes):
     with places(template) as (root, outside):
@@ -445,6 +452,7 @@ def test_a_foreign_file_in_a_whole_entry_does_not_matter_and_in_a_damaged_one_th
         cache.make_room()
     assert [path.name for path in (tmp_path / "stores").iterdir()] == [WHOLE]
     assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "decoded" / "pixels").exists()  # an entry goes as a whole or not at all
 
 
 def test_a_copy_of_an_entry_is_the_users(tmp_path):
