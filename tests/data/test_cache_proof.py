@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -233,6 +233,14 @@ def places(template=None):
 @example(wanted=[(f"stores/{MISSING}", "link to a folder")], is_marked=True, size_bytes=1)
 @example(wanted=[("locks", "link to a folder")], is_marked=True, size_bytes=1)
 @example(wanted=[(f"locks/stores-{MISSING}.build", "link to a file")], is_marked=True, size_bytes=1)
+@example(wanted=[(f"locks/stores-{WHOLE}.use-1-0123abcd", "file")], is_marked=True, size_bytes=1)
+@example(wanted=[("locks/{lock}", "link to a file")], is_marked=True, size_bytes=1)
+@example(wanted=[("stores", "link to a folder")], is_marked=True, size_bytes=1)
+@example(wanted=[(f"stores/{WHOLE}/decoded", "link to a folder")], is_marked=True, size_bytes=1)
+@example(wanted=[(f"stores/{WHOLE}/.digests.json", "link to a file")], is_marked=True, size_bytes=1)
+@example(wanted=[(MARKER, "link to nothing")], is_marked=False, size_bytes=1)
+@example(wanted=[(MARKER, "file")], is_marked=False, size_bytes=1)
+@example(wanted=[(MARKER, "pipe")], is_marked=False, size_bytes=1)
 @example(wanted=[("digests/{memory}", "file")], is_marked=True, size_bytes=1)
 def test_nothing_foreign_in_a_root_is_touched(template, wanted, is_marked, size_bytes):
     with places(template) as (root, outside):
@@ -389,6 +397,13 @@ def test_processes_that_open_a_new_root_together_all_get_it(tmp_path):
     assert refused == []
 
 
+def test_a_root_may_hold_the_temporary_ones_of_other_processes(tmp_path):
+    with Cache.open(tmp_path, 0) as other, Cache.open(tmp_path, 1) as cache:
+        folder = other.entry("stores", WHOLE, build=write, check=accept)
+        cache.make_room()
+        assert folder.exists()
+
+
 def test_a_root_may_be_a_link_of_the_users(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
@@ -445,6 +460,7 @@ def test_a_foreign_file_in_a_whole_entry_does_not_matter_and_in_a_damaged_one_th
         cache.make_room()
     assert [path.name for path in (tmp_path / "stores").iterdir()] == [WHOLE]
     assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "decoded" / "pixels").exists()  # an entry goes as a whole or not at all
 
 
 def test_a_copy_of_an_entry_is_the_users(tmp_path):
@@ -457,6 +473,35 @@ def test_a_copy_of_an_entry_is_the_users(tmp_path):
         cache.make_room()
     assert not folder.exists()
     assert all(copy.exists() for copy in copies)
+
+
+@pytest.mark.parametrize(
+    "place", [f"stores/{WHOLE}/train.npy", f"stores/{WHOLE}/decoded", f"stores/{WHOLE}", "stores", "locks", "digests", MARKER]
+)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_what_the_user_moved_elsewhere_and_linked_stays_there(tmp_path, place, is_open):
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    with Cache.open(root, 1) as cache:
+        cache.entry("stores", WHOLE, build=write, check=accept)
+        cache.digests(root).of({"image": root})
+        (root / "locks" / f"stores-{WHOLE}.use-1-0123abcd").touch()
+    with Cache.open(root, 10**9) if is_open else nullcontext() as cache:
+        disk.mkdir()
+        moved = (root / place).rename(disk / Path(place).name)
+        (root / place).symlink_to(moved)
+        before = seen(disk)
+        if cache is None:
+            use(root, 1)
+        else:
+            cache.size_bytes = 1
+            for key in (WHOLE, MISSING):
+                with suppress(InputError):
+                    cache.entry("stores", key, build=write, check=accept)
+            with suppress(InputError):
+                cache.digests(root).of({"image": root, "marker": root / MARKER})
+            cache.make_room()
+    assert seen(disk) == before
+    assert (root / place).readlink() == moved
 
 
 def test_what_is_not_ours_does_not_count(tmp_path):

@@ -91,7 +91,7 @@ def claim(root: Path, *, name: str, is_default: bool) -> None:
 def mark(root: Path) -> None:
     """Write the marker into a folder; several processes may do so at once."""
     # In place: who reads the beginning of it takes it for one that is being written.
-    marker = os.open(root / _MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    marker = os.open(root / _MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
         os.write(marker, _MARKER_TEXT)
     finally:
