@@ -178,7 +178,7 @@ class Cache:
         try:
             temporary.mkdir(parents=True)
             build(temporary)
-            write_json_with_digest(temporary / _DIGESTS, _digests_of(temporary))
+            write_json_with_digest(temporary / _DIGESTS, _digests_of(temporary), lasts=False)  # it can be built again
             temporary.replace(folder)
         except OSError as error:
             if is_no_room(error):
@@ -237,7 +237,7 @@ class Digests:
         if new:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
             settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
-            write_json_with_digest(self.path, {"files": remembered | settled})
+            write_json_with_digest(self.path, {"files": remembered | settled}, lasts=False)
         return {name: known[name] for name in files}
 
     def _load(self) -> dict[str, Any]:
