@@ -27,6 +27,7 @@ from tune_lung.analysis.style import (
 )
 from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
 from tune_lung.files import is_plain_file, whole_file
+from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus
@@ -46,6 +47,8 @@ _LEGEND_ROW = 0.075
 _SOFTWARE = "tune_lung"
 _HEADER_BYTES = 2048
 """Bytes of a PNG in which its texts stand, before the pixels."""
+_MOST_LETTERS = 10_000
+"""Of a caption, which may name every cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +134,14 @@ def figure4(*runs: Run) -> Figure:
         for index, panel in enumerate(_PANELS):
             behind = [] if is_synthetic and panel is not _PARAMS else published
             _draw_panel(figure.add_subplot(grid[1 + index // 2, index % 2]), panel, _side_by_side([*behind, *own]))
-        figure.suptitle("\n".join(_title(runs)), x=0.008, ha="left", fontsize=11)
+        figure.suptitle("\n".join(map(in_one_line, _title(runs))), x=0.008, ha="left", fontsize=11)
         figure.supxlabel("\n".join(_caption(runs, tables)), x=0.008, ha="left", fontsize=8.5, color="#444444")
     return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole; the same figure gives the same bytes."""
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, mpl.rc_context(STYLE):
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": _SOFTWARE})
 
 
@@ -312,7 +315,7 @@ def _caption(runs: Sequence[Run], tables: Sequence[pd.DataFrame]) -> list[str]:
         notes.append(f"Not drawn: {', '.join(absent)}.")
     if any(run.synthetic for run in runs):
         notes.append("Synthetic images: these numbers say nothing of medicine.")
-    return [fill(f"{' '.join(notes)} Not for clinical use.", 165)]
+    return [fill(in_one_line(f"{' '.join(notes)} Not for clinical use.", most=_MOST_LETTERS), 165)]
 
 
 def _choice_notes(drawn: pd.DataFrame) -> list[str]:
@@ -354,7 +357,14 @@ def _legend(runs: Sequence[Run], own: Sequence[_Series], published: Sequence[_Se
     ]
     if len(runs) > 1:
         handles += [
-            Line2D([], [], color=grey, linestyle=line, marker=marker, label=f"{run.name} (weights: {weights_label(run)})")
+            Line2D(
+                [],
+                [],
+                color=grey,
+                linestyle=line,
+                marker=marker,
+                label=in_one_line(f"{run.name} (weights: {weights_label(run)})"),
+            )
             for run, (line, marker) in zip(runs, _RUN_STYLES, strict=False)
         ]
     marks = pd.concat([series.rows for series in own]) if own else pd.DataFrame(columns=["stop_reason", "prefix_cached"])

@@ -25,6 +25,7 @@ from tune_lung.analysis.style import (
 )
 from tune_lung.analysis.tables import data_label, sampled_axes, sampled_values, weights_label, with_test_intervals
 from tune_lung.analysis.terminal import COLUMNS, Heading, aligned, magnitude, percent, percent_interval, sentences, shown
+from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import pareto_front, point_means
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import TrialStatus
@@ -40,6 +41,8 @@ _NUMBER_SIZE, _KEY_SIZE = 8.5, 7.3
 _DIGIT_WIDTH, _DIGIT_HEIGHT = 0.7, 1.2
 _LEADER: dict[str, Any] = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
 _MOST_PANELS_ABREAST = 2
+_MOST_LETTERS = 400
+"""Of a point's key."""
 _MOST_KEYED, _KEY_LETTERS, _TITLE_LETTERS, _CAPTION_LETTERS = 24, 85, 118, 165
 _LEGEND_INCHES, _PANEL_INCHES, _KEY_LINE_INCHES, _TEXT_INCHES = 0.3, 4.4, 0.15, 1.4
 
@@ -230,7 +233,8 @@ def _value_lines(run: Run, front: pd.DataFrame) -> list[str]:
     if not any(texts):
         return []
     lines = (
-        wrap(f"{number:>2} {text}", COLUMNS, subsequent_indent="   ") for number, text in zip(front["front"], texts, strict=True)
+        wrap(in_one_line(f"{number:>2} {text}"), COLUMNS, subsequent_indent="   ")
+        for number, text in zip(front["front"], texts, strict=True)
     )
     return ["What was sampled for them:", "", *(line for folded in lines for line in folded)]
 
@@ -252,9 +256,11 @@ def _title(run: Run, objectives: Sequence[Objective]) -> list[str]:
     names = _listed([_quantity(one).name for one in objectives])
     counts = manifest["data"]["counts"]
     return [
-        fill(f"The front of {names} on {data_label(run)}", _TITLE_LETTERS),
-        f"{counts['validation']:,} validation images, {len(run.classes)} classes, {manifest['image_size']} px, "
-        f"protocol {manifest['protocol']}, weights: {weights_label(run)}",
+        fill(in_one_line(f"The front of {names} on {data_label(run)}"), _TITLE_LETTERS),
+        in_one_line(
+            f"{counts['validation']:,} validation images, {len(run.classes)} classes, {manifest['image_size']} px, "
+            f"protocol {manifest['protocol']}, weights: {weights_label(run)}"
+        ),
     ]
 
 
@@ -270,7 +276,7 @@ def _caption(run: Run, points: pd.DataFrame, *, num_without: int = 0) -> str:
     notes += _notes(run, points)
     if run.synthetic:
         notes.append("Synthetic images: these numbers say nothing of medicine.")
-    return fill(f"{' '.join(notes)} Not for clinical use.", _CAPTION_LETTERS)
+    return fill(in_one_line(f"{' '.join(notes)} Not for clinical use."), _CAPTION_LETTERS)
 
 
 def _draw_legend(axes: Axes, points: pd.DataFrame, *, has_line: bool) -> None:
@@ -360,7 +366,7 @@ def _key_columns(run: Run, front: pd.DataFrame) -> tuple[list[_KeyLine], list[_K
     """Say what the numbers stand for, in two columns; the left one is the longer."""
     entries: list[list[_KeyLine]] = []
     for (_, row), values in zip(front.iterrows(), _value_texts(run, front), strict=True):
-        first, *others = wrap(f"{row['cell']} {values}", _KEY_LETTERS)
+        first, *others = wrap(in_one_line(f"{row['cell']} {values}", most=_MOST_LETTERS), _KEY_LETTERS)
         colour = MODEL_COLOURS[row["model"]]
         entries.append([(str(row["front"]), first, colour), *(("", line, colour) for line in others)])
     left_out = len(entries) - _MOST_KEYED

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tune_lung.analysis.style import DOTS_PER_INCH, STYLE
+from tune_lung.printable import in_one_line
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import TimePart
 
@@ -24,6 +25,8 @@ COLOURS: Mapping[TimePart, str] = {
 """One colour per part, told apart by colour-blind readers (after Okabe and Ito)."""
 _ONCE_A_TRIAL = (TimePart.START, TimePart.PREFIX)
 _LEAST_SHARE_WITH_NUMBER = 0.06
+_MOST_LETTERS = 100
+"""Of a cell's name."""
 _INCHES_A_BAR, _INCHES_AROUND, _INCHES_OF_RUN = 0.3, 1.6, 1.1
 
 
@@ -102,7 +105,7 @@ def _draw_shares(axes: Axes, seconds: pd.DataFrame, title: str) -> None:
         left = left + shares
     for place, total in zip(places, totals, strict=True):
         axes.text(101, place, f"{total:.3g} s", va="center", fontsize=8.5)
-    axes.set_yticks(list(places), list(seconds.index))
+    axes.set_yticks(list(places), [in_one_line(name, most=_MOST_LETTERS) for name in seconds.index])
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 20))

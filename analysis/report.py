@@ -44,7 +44,7 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
         The tables and the figures' paths.
 
     Raises:
-        InputError: A folder is no run, there are too many, or the figures cannot be written.
+        InputError: A folder is no run, there are too many, or the figures cannot be written; `figures` is a link.
     """
     if not 1 <= len(roots) <= MOST_RUNS:
         raise InputError(f"A report compares 1 to {MOST_RUNS} runs, not {len(roots)}.")
@@ -102,4 +102,7 @@ def _has_several_objectives(run: Run) -> bool:
 
 def _figure_path(runs: Sequence[Run], name: str, out: Path | None) -> Path:
     own = runs[0].paths.figure(name)
-    return own if out is None else out / own.name
+    if out is not None:
+        return out / own.name
+    runs[0].paths.refuse_links(own.parent.name)
+    return own

@@ -14,6 +14,8 @@ DOTS_PER_INCH = 200
 """Resolution of saved figures."""
 
 STYLE: dict[Any, Any] = {
+    "text.usetex": False,
+    "text.parse_math": False,  # a name with a dollar sign is a name
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10.5,

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from tune_lung.printable import in_one_line
+
 COLUMNS = 100
 """Characters of a line."""
 
@@ -14,12 +16,16 @@ Heading: TypeAlias = tuple[str, str]
 """What stands over a column, in two lines."""
 
 _LABEL_COLUMNS = 60
+_MOST_LETTERS = 400
+"""Of a cell's name; the longest of our own spaces has a third of them."""
+_MOST_LETTERS_OF_SENTENCES = 10_000
+"""They may name every cell."""
 _INDENT = "    "
 
 
 def sentences(texts: Iterable[str]) -> list[str]:
     """Fold each text into lines that fit."""
-    return [line for text in texts for line in wrap(text, COLUMNS)]
+    return [line for text in texts for line in wrap(in_one_line(text, most=_MOST_LETTERS_OF_SENTENCES), COLUMNS)]
 
 
 def aligned(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -32,6 +38,7 @@ def aligned(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> list[
         headings: What stands over each column.
         rows: A text for each column, or fewer.
     """
+    rows = [[in_one_line(text, most=_MOST_LETTERS) for text in row] for row in rows]
     full = [row for row in rows if len(row) == len(headings)]
     widths = [max(len(text) for text in (*heading, *(row[column] for row in full))) for column, heading in enumerate(headings)]
     labels = [wrap(row[0], _LABEL_COLUMNS, subsequent_indent=_INDENT) or [""] for row in rows]

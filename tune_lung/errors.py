@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from tune_lung.printable import in_one_line
+
 
 class InputError(ValueError):
     """Something the user can mend: bad input, a missing file, an impossible option.
@@ -51,7 +53,7 @@ def exit_status(command: Callable[[], int]) -> int:
     try:
         return command()
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {in_one_line(error)}\n")
         return 2
     except OSError as error:
         if not is_no_room(error) and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, and stay; and their digests."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,13 +12,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tune_lung.printable import in_one_line
+
 MOST_JSON_BYTES = 256 * 2**20
 """Size of the largest JSON file that is read: the digests of a million images take 150 MB."""
 _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, lasts: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place when the block ends well.
 
     The temporary name starts with a dot, so that readers of a folder of Parquet files pass it over. When the block
@@ -25,24 +28,56 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder is made when missing.
+        lasts: Whether it must be there after a power cut that follows the block: the folder is written to the disk as well as
+            the file. Without it a power cut may bring back what was there before, whole, so it is for what is soon written
+            again or can be made again.
 
     Yields:
         The path to write to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, lasts=lasts)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        if lasts:
+            write_folder_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that it is never seen half written."""
-    with whole_file(path) as temporary:
+def make_folder(path: Path, *, lasts: bool = True) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Args:
+        path: The folder.
+        lasts: Whether it must be there after a power cut.
+    """
+    if path.is_dir():
+        return
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing if lasts else ():
+        write_folder_to_disk(folder.parent)
+
+
+def write_folder_to_disk(path: Path) -> None:
+    """Wait until what was made, renamed or removed in a folder is on the disk; a file system that cannot say so is believed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text_whole(path: Path, text: str, *, lasts: bool = True) -> None:
+    """Write a UTF-8 text file so that it is never seen half written; `lasts` as for `whole_file`."""
+    with whole_file(path, lasts=lasts) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -97,9 +132,9 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def write_json_with_digest(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON values whole, the SHA-256 of all others under `sha256`."""
-    write_text_whole(path, json_with_digest(content))
+def write_json_with_digest(path: Path, content: Mapping[str, Any], *, lasts: bool = True) -> None:
+    """Write JSON values whole, the SHA-256 of all others under `sha256`; `lasts` as for `whole_file`."""
+    write_text_whole(path, json_with_digest(content), lasts=lasts)
 
 
 def json_with_digest(content: Mapping[str, Any]) -> str:
@@ -138,7 +173,7 @@ def _digest_of(content: Mapping[str, Any]) -> str:
 def shown_path(path: Path) -> str:
     """Show a path relative to the working folder where it lies below it, else in full."""
     full = path.absolute()
-    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
+    return in_one_line(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
 
 
 def sha256_of_file(path: Path) -> str:

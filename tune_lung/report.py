@@ -4,39 +4,46 @@ It reads the run's tables alone and needs neither torch nor Ray. Several runs ar
 one before it, as with random and pretrained weights.
 """
 
+if __name__ == "__main__":  # before anything else is imported
+    from tune_lung.process import begin_command
+
+    begin_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from tune_lung.errors import exit_status
+from tune_lung.screen import Screen
+from tune_lung.working_folder import away_from_it
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tune_lung.report") -> int:
     """Run the command.
 
     Args:
         arguments: The command line without the program; None for the process's own.
+        program: What the user calls it.
 
     Returns:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     return exit_status(lambda: _report(options))
 
 
 def _report(options: argparse.Namespace) -> int:
-    from tune_lung.analysis.report import print_report
+    with away_from_it():
+        from tune_lung.analysis.report import print_report
 
-    print_report(options.runs, console=Console(), out=options.out)
+    print_report(options.runs, console=Screen(), out=options.out)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tune_lung.report", description="Draw Figure 4 of a run and print its table; several runs are compared."
+        prog=program, description="Draw Figure 4 of a run and print its table; several runs are compared."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, as tune_lung.search printed it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the figure goes (default: figures/ in the first run)")

@@ -4,13 +4,18 @@ A run is a directory; what is listed, exported or imported are its tables. Listi
 needs Optuna and no Ray.
 """
 
+if __name__ == "__main__":  # before anything else is imported
+    from tune_lung.process import begin_command
+
+    begin_command()
+
 import argparse
 import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,29 +23,31 @@ from rich.text import Text
 
 from tune_lung.errors import InputError, exit_status
 from tune_lung.files import shown_path
+from tune_lung.printable import in_one_line
+from tune_lung.screen import Screen, say
+from tune_lung.working_folder import away_from_it
 
 if TYPE_CHECKING:
     from tune_lung.results.imported import RecordedRun
     from tune_lung.results.reader import Run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tune_lung.runs") -> int:
     """Run the command.
 
     Args:
         arguments: The command line without the program; None for the process's own.
+        program: What the user calls it.
 
     Returns:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
-    options, console = _parser().parse_args(arguments), Console()
+    options, console = _parser(program).parse_args(arguments), Screen()
     return exit_status(lambda: options.command(options, console))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tune_lung.runs", description="List runs, and exchange them with other tools."
-    )
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="List runs, and exchange them with other tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="name the runs of a folder and the best cell of each")
     listing.add_argument("folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
@@ -65,26 +72,28 @@ def _list(options: argparse.Namespace, console: Console) -> int:
     if runs:
         console.print(_table_of(runs))
     else:
-        _say(console, f"There is no run in {shown_path(options.folder)}.")
+        say(console, f"There is no run in {shown_path(options.folder)}.")
     for text in damaged:
-        _say(console, f"damaged: {text}")
+        say(console, f"damaged: {text}")
     return 0
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
     from tune_lung.results.reader import read_run
     from tune_lung.results.schema import TrialStatus
-    from tune_lung.tuning.proposals.optuna_files import export_study
+
+    with away_from_it():
+        from tune_lung.tuning.proposals.optuna_files import export_study
 
     run = read_run(options.run, only=("trials", "epochs"))
     counts = export_study(run, options.file)
     num_running = int((run.trials["status"] == TrialStatus.RUNNING).sum())
     told = ", ".join(f"{number} {state.name}" for state, number in sorted(counts.items())) or "none"
     left_out = f"; {num_running} still running left out" if num_running else ""
-    _say(console, f"Study '{run.name}' with {counts.total()} trials: {told}{left_out}")
+    say(console, f"Study '{run.name}' with {counts.total()} trials: {told}{left_out}")
     if run.damaged:
-        _say(console, f"Left out, since damaged: {', '.join(run.damaged)}")
-    _say(console, f"File: {shown_path(options.file)}")
+        say(console, f"Left out, since damaged: {', '.join(run.damaged)}")
+    say(console, f"File: {shown_path(options.file)}")
     return 0
 
 
@@ -95,10 +104,10 @@ def _import(options: argparse.Namespace, console: Console) -> int:
     root = options.out / (options.name or folder_name(recorded.manifest["name"]))
     write_run(recorded, root)
     statuses = Counter(str(trial.row["status"]) for trial in recorded.trials)
-    _say(console, f"{len(recorded.trials)} trials: {_counted(statuses)}")
+    say(console, f"{len(recorded.trials)} trials: {', '.join(_counts(statuses))}")
     for note in recorded.notes:
-        _say(console, note)
-    _say(console, f"Run: {shown_path(root)}")
+        say(console, note)
+    say(console, f"Run: {shown_path(root)}")
     return 0
 
 
@@ -112,7 +121,8 @@ def _read_source(options: argparse.Namespace) -> "RecordedRun":
         return run_of(read_ray_results(options.source))
     if not options.source.is_file():
         raise InputError(f"There is neither a file nor a folder '{options.source}'.")
-    from tune_lung.tuning.proposals.optuna_files import read_study
+    with away_from_it():
+        from tune_lung.tuning.proposals.optuna_files import read_study
 
     return read_study(options.source, options.study)
 
@@ -137,6 +147,10 @@ def _runs_in(folder: Path) -> tuple[list["Run"], list[str]]:
     return sorted(runs, key=lambda run: str(run.manifest["started_utc"])), damaged
 
 
+_MOST_LETTERS = 200
+"""Of a name in the table of runs."""
+
+
 def _table_of(runs: Sequence["Run"]) -> Table:
     """Lay out the runs for a terminal of 80 columns: each takes three lines, or one more for every further status."""
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -146,9 +160,9 @@ def _table_of(runs: Sequence["Run"]) -> Table:
         manifest = run.manifest
         statuses = Counter(str(status) for status in run.trials["status"])
         started = str(manifest["started_utc"])[:16].replace("T", " ")
-        about = f"{run.name}\n  {manifest['space']['name']}, {_data_label(run)}\n  {started} UTC"
-        columns = (about, manifest["status"], _counted(statuses, separator="\n"), "\n".join(_best_cell(run)))
-        table.add_row(*(Text(str(text)) for text in columns))
+        about = (run.name, f"  {manifest['space']['name']}, {_data_label(run)}", f"  {started} UTC")
+        columns = (about, (manifest["status"],), _counts(statuses), _best_cell(run))
+        table.add_row(*(Text("\n".join(in_one_line(line, most=_MOST_LETTERS) for line in lines)) for lines in columns))
     return table
 
 
@@ -173,12 +187,8 @@ def _data_label(run: "Run") -> str:
     return "data not known" if fingerprint is None else f"data {str(fingerprint)[:8]}"
 
 
-def _counted(numbers: "Counter[str]", separator: str = ", ") -> str:
-    return separator.join(f"{number} {name}" for name, number in sorted(numbers.items())) or "none"
-
-
-def _say(console: Console, text: Any) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _counts(numbers: "Counter[str]") -> list[str]:
+    return [f"{number} {name}" for name, number in sorted(numbers.items())] or ["none"]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ python -m tune_lung.search --space freeze_grid                # synthetic X-rays
 python -m tune_lung.search --space freeze_grid --data DIR     # your images, one folder per class
 """
 
+if __name__ == "__main__":  # before anything else is imported
+    from tune_lung.process import begin_command
+
+    begin_command()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -14,25 +19,31 @@ from rich.console import Console
 
 from tune_lung.errors import exit_status
 from tune_lung.files import shown_path
+from tune_lung.screen import Screen, say
 from tune_lung.search_options import check_resources, check_trackers, search_parser
 from tune_lung.space_files import load_space, shipped_space_files, space_question
+from tune_lung.working_folder import away_from_it
 
 if TYPE_CHECKING:
     from tune_lung.search_request import SearchRequest
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tune_lung.search") -> int:
     """Run the command.
 
     Args:
         arguments: The command line without the program's name; None takes the process's own.
+        program: What the user calls it.
 
     Returns:
         0 when done; 1 when every trial failed, or the first ones with a bug; 2 for what the user can mend; 130 after Ctrl-C;
         143 when the system ended it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options, console = search_parser(__doc__).parse_args(given), Console()
+    options, console = (
+        search_parser(__doc__.replace("python -m tune_lung.search", program), program=program).parse_args(given),
+        Screen(),
+    )
     if options.list_spaces:
         return exit_status(lambda: _list_spaces(console))
     if options.resume is not None:
@@ -45,7 +56,7 @@ def _list_spaces(console: Console) -> int:
     width = max(map(len, files))
     for name, path in files.items():
         count = len(load_space(name).cells())
-        console.print(f"{name:<{width}}  {count:>3} cells  {space_question(path)}", highlight=False, soft_wrap=True)
+        say(console, f"{name:<{width}}  {count:>3} cells  {space_question(path)}")
     return 0
 
 
@@ -69,15 +80,16 @@ def _search(request: "SearchRequest", console: Console) -> int:
     """Search, and report what was found."""
     check_resources(request.options)
     check_trackers(request.options)
-    # These load torch and Ray: --help, --list-spaces and a wrong option answer before.
-    from tune_lung.search_flow import search
-    from tune_lung.search_supervision import say
+    # This loads torch and Ray: --help, --list-spaces and a wrong option answer before.
+    with away_from_it():
+        from tune_lung.search_flow import search
 
     status = search(request, console)
     if status is not None:
         return status
     if not request.options.no_report:
-        from tune_lung.analysis.report import print_report
+        with away_from_it():
+            from tune_lung.analysis.report import print_report
 
         print_report([request.root], console=console)
     say(console, f"Run: {shown_path(request.root)}")

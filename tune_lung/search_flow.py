@@ -22,9 +22,10 @@ from tune_lung.files import DamagedFileError, read_json_with_digest
 from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
+from tune_lung.screen import say
 from tune_lung.search_options import bytes_of, seconds_of
 from tune_lung.search_request import SearchRequest
-from tune_lung.search_supervision import Supervised, opened_ledger, say, supervise
+from tune_lung.search_supervision import Supervised, opened_ledger, supervise
 from tune_lung.space import SearchSpace
 from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session
 from tune_lung.tuning.forecasting.dry_run import dry_run
@@ -61,7 +62,7 @@ def search(request: SearchRequest, console: Console) -> int | None:
         _require_masks(request.space, prepared)
         with ray_session(options.address):
             request, setup, resources = _with_resources(request, data, prepared, weights)
-            say(console, _announcement(request, setup, resources, prepared))
+            say(console, *_announcement(request, setup, resources, prepared))
             known = _known_trials(request, setup, console)
             if options.dry_run:
                 dry_run(request.space, request.strategy, setup, resources, console=console)
@@ -174,7 +175,7 @@ def _setup_of(
     )
 
 
-def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resources, prepared: PreparedData) -> str:
+def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resources, prepared: PreparedData) -> list[str]:
     images = prepared.images
     parts = ", ".join(f"{(images['split'] == part).sum()} {part}" for part in get_args(Split))
     lines = [
@@ -188,14 +189,14 @@ def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resourc
     if len(left_out):
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         lines.insert(1, f"{left_out.sum()} files left out ({counts}); the run's table images names them")
-    return "\n".join(lines)
+    return lines
 
 
 def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) -> list[KnownTrial]:
     """Say what the studies are taught before they propose: by another run, or by what this run was taught at its beginning."""
     if request.teacher is not None:
         known = known_trials(request.teacher, request.space, request.strategy, setup)
-        say(console, lesson(known, request.teacher))
+        say(console, *lesson(known, request.teacher))
         return known
     try:
         return lessons_from_json(read_json_with_digest(RunPaths(request.root).lessons), request.space)

@@ -29,14 +29,15 @@ _PACKAGES_BY_TRACKER = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wand
 _SECONDS_BY_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def search_parser(description: str | None) -> argparse.ArgumentParser:
+def search_parser(description: str | None, *, program: str = "python -m tune_lung.search") -> argparse.ArgumentParser:
     """Make the command's parser.
 
     Args:
         description: Stands above the options in `--help`.
+        program: What the user calls the command.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m tune_lung.search",
+        prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Not for clinical use. A run's tables are Parquet files that pandas reads; see the README for their columns.",

@@ -13,6 +13,7 @@ from tune_lung.resume_options import ResumedSearch
 from tune_lung.search_options import run_config_of, space_of, strategy_of
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.working_folder import away_from_it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class SearchRequest:
 
 def _new_root(options: argparse.Namespace, space: SearchSpace) -> Path:
     root = options.out / (options.name or f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    if root.exists():
+    if root.exists() or root.is_symlink():
         raise InputError(f"The run '{root.name}' exists already. Go on with it (--resume), choose another --name, or remove it.")
     return Path(root).resolve()
 
@@ -85,7 +86,8 @@ def _teacher(options: argparse.Namespace, space: SearchSpace, strategy: Strategy
     """Read the run to learn from, and refuse one that cannot be learnt from."""
     if options.warm_start is None:
         return None
-    from tune_lung.tuning.proposals.warm_start import require_compatible  # loads Optuna
+    with away_from_it():
+        from tune_lung.tuning.proposals.warm_start import require_compatible  # loads Optuna and torch
 
     teacher = read_run(options.warm_start, only=("trials", "epochs"))
     require_compatible(teacher, space, strategy, run)

@@ -13,12 +13,14 @@ from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import interruptible
+from tune_lung.printable import in_one_line
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, Outcome, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
 from tune_lung.resume_options import check_same_data, check_same_weights, remember_command
+from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup
@@ -152,7 +154,7 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return int(getattr(interrupt, "exit_status", 130))
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
-        sys.stderr.write(f"error: {error}. The log above has its traceback. Mend it, and begin a new run.\n")
+        sys.stderr.write(f"error: {in_one_line(error)}. The log above has its traceback. Mend it, and begin a new run.\n")
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")
@@ -175,7 +177,7 @@ def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
         budget = request.strategy.time_budget_seconds
         is_time_left = budget is None or supervised.ownership.searched_seconds() < budget
         earlier = earlier_attempts(found, request.space, request.strategy, supervised.setup, is_time_left=is_time_left)
-        say(console, _told_of(earlier, found, attempt=supervised.ownership.attempt))
+        say(console, *_told_of(earlier, found, attempt=supervised.ownership.attempt))
     start_seconds, store_seconds = supervised.seconds_before
     return run_search(
         request.space,
@@ -192,13 +194,13 @@ def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
     )
 
 
-def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> str:
-    """Say what an attempt goes on from."""
+def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> list[str]:
+    """Say in lines what an attempt goes on from."""
     num_open = sum(record.status is TrialStatus.RUNNING for record in earlier.records)
     lines = [f"Attempt {attempt}: {len(earlier.records) - num_open} trials have ended, {num_open} go on"]
     if found.damaged:
         lines.append(f"Damaged and passed over: {', '.join(found.damaged)}; what was in them is done again")
-    return "\n".join(lines)
+    return lines
 
 
 def _write_end(ledger: Ledger, outcome: Outcome) -> None:
@@ -206,8 +208,3 @@ def _write_end(ledger: Ledger, outcome: Outcome) -> None:
         ledger.write_manifest(ended(ledger.read_manifest(), outcome))
     except OSError:  # a full disk: the run stays `running` in its manifest, and can go on all the same
         return
-
-
-def say(console: Console, text: str) -> None:
-    """Print text as it is, wrapped by the terminal alone."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

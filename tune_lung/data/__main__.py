@@ -3,6 +3,11 @@
 These commands name image files, for that is what they are asked for; no other command's output does.
 """
 
+if __name__ == "__main__":  # before anything else is imported
+    from tune_lung.process import begin_command
+
+    begin_command()
+
 import argparse
 import sys
 from collections import Counter, defaultdict
@@ -24,33 +29,37 @@ from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
 from tune_lung.files import sha256_of_file
+from tune_lung.printable import in_one_line
 
+_MOST_LETTERS = 10**6
+"""Of a line: it may name all files that are equal."""
 _SYNTHETIC_LINE = "SYNTHETIC images (phantoms): they show no person and say nothing of medicine."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tune_lung.data") -> int:
     """Run one of the data commands.
 
     Args:
         arguments: The command line without the program's name; None for the process's own.
+        program: What the user calls it.
 
     Returns:
         The exit status: 0; 2 for what the user can mend, after one line on stderr; 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     return exit_status(lambda: _print_lines(options.command(options)))
 
 
 def _print_lines(lines: Iterable[str]) -> int:
     for line in lines:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
         sys.stdout.flush()
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tune_lung.data",
+        prog=program,
         description="Look into a folder of chest X-rays, one folder per class, and prepare it. Not for clinical use.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -238,11 +247,12 @@ def _prepared(options: argparse.Namespace) -> Iterator[PreparedData]:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Show a bar on a terminal's stderr while files are read, nothing elsewhere."""
-    from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    console = Console(stderr=True)
+    from tune_lung.screen import Screen
+
+    console = Screen(stderr=True)
     with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 

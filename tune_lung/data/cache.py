@@ -317,7 +317,7 @@ class Digests:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
             settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
             folder_in(path.parent.parent, path.parent.name)
-            write_json_with_digest(path, {"files": remembered | settled})
+            write_json_with_digest(path, {"files": remembered | settled}, lasts=False)
         return {name: known[name] for name in files}
 
     def _remembered(self) -> tuple[Path, dict[str, Any]]:

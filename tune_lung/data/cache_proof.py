@@ -147,7 +147,7 @@ def begin(folder: Path) -> Path:
 def write_listing(folder: Path, *, of: Path) -> None:
     """List the files of an entry that has been built in `folder`, and is to lie at `of`."""
     files = {name: sha256_of_file(folder / name) for name in sorted(_files_in(folder)) if name != LISTING}
-    write_json_with_digest(folder / LISTING, {"entry": _place_of(of), "files": files})
+    write_json_with_digest(folder / LISTING, {"entry": _place_of(of), "files": files}, lasts=False)  # it can be built again
 
 
 def listing_of(entry: Path) -> dict[str, str] | None:

@@ -188,7 +188,7 @@ def write_store(
         "num_images": num_images,
         "num_masks": num_masks,
     }
-    write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1))
+    write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1), lasts=False)  # a store can be built again
 
 
 def _write_pixels(path: Path, values_MHW: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], digest: "hashlib._Hash") -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tune_lung.config import FIELD_TYPES, Point, PointValue, RunConfig, TrialConfig, checked_value, point_id
 from tune_lung.errors import InputError
+from tune_lung.files import make_folder, write_folder_to_disk
 from tune_lung.results.ledger import Ledger, Row
 from tune_lung.results.manifest import DataFacts, new_manifest
 from tune_lung.results.schema import StopReason, TrialStatus
@@ -129,7 +130,7 @@ def write_run(recorded: RecordedRun, root: Path) -> None:
     """
     if os.path.lexists(root):
         raise InputError(f"The run folder '{root.name}' exists already. Choose another --name or remove it.")
-    root.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root.parent)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".import-") as unfinished:
         try:
             ledger = Ledger.create(Path(unfinished) / root.name, {**recorded.manifest, "name": root.name})
@@ -141,6 +142,7 @@ def write_run(recorded: RecordedRun, root: Path) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"What was read is no run of tune_lung: {error}") from error
         ledger.paths.root.rename(root)
+        write_folder_to_disk(root.parent)
 
 
 def folder_name(name: str) -> str:

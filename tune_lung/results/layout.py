@@ -1,18 +1,25 @@
-"""Where every file of a run lies: the one place that knows the names."""
+"""Where every file of a run lies: the one place that knows the names, and that nothing is written through a link."""
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tune_lung.errors import InputError
+
 TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations", "profile")
 """The ledger's tables, each a folder of Parquet parts."""
+
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+"""Other tools that keep files in a run, each in a folder of its name."""
 
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The paths of one run; nothing is read or written here."""
+    """The paths of one run; nothing is written here."""
 
     root: Path
     """The run's own folder."""
@@ -90,3 +97,37 @@ class RunPaths:
     def figure(self, name: str) -> Path:
         """Return the image file of one figure, such as `figure4`."""
         return self.figures / f"{name}.png"
+
+    def refuse_links(self, name: str = "") -> None:
+        """Refuse a run in which there is a link: what is written through it would lie elsewhere.
+
+        The run's own folder may be reached by a link, which is the user's word. What a tracker keeps of its own may hold links
+        that stay in the run, such as W&B's to its latest log.
+
+        Args:
+            name: The one file or folder of the run to look at; none for all.
+
+        Raises:
+            InputError: There is one.
+        """
+        for path in (link for top in ([self.root / name] if name else self.root.iterdir()) for link in _links_in(top)):
+            relative = path.relative_to(self.root)
+            if not _is_trackers_own(relative, path.readlink()):
+                raise InputError(
+                    f"'{relative}' in the run '{self.root.name}' is a link, and nothing is written through links. Put what it"
+                    " leads to in its place, or remove it."
+                )
+
+
+def _links_in(path: Path) -> Iterator[Path]:
+    """Give a path where it is a link, else the links in it at any depth; none is followed."""
+    if path.is_symlink():
+        yield path
+        return
+    for folder, folders, files in os.walk(path):
+        yield from (found for found in (Path(folder, name) for name in (*folders, *files)) if found.is_symlink())
+
+
+def _is_trackers_own(link: Path, target: Path) -> bool:
+    """Whether a tracker made a link in a trial's folder of its own, to something below it."""
+    return link.parts[0] in TRACKERS and len(link.parts) > 2 and not target.is_absolute() and ".." not in target.parts

@@ -1,5 +1,6 @@
 """The manifest, run.json: what a run is, in JSON values, without host name or absolute path."""
 
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -149,8 +150,14 @@ def _git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - a fixed command
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=root,  # where a relative entry of PATH would look for git, too
+            env={name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")},  # others'
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -77,9 +77,10 @@ class Ownership:
             The ownership, its attempt one above the last.
 
         Raises:
-            InputError: Another driver is at work, or the folder cannot be written.
+            InputError: Another driver is at work, or the folder cannot be written, or has links in it.
         """
         paths = RunPaths(root)
+        paths.refuse_links()
         lock = FileLock(paths.lock, timeout=0, thread_local=False)
         before = read_owner(paths)
         try:
@@ -153,7 +154,8 @@ class Ownership:
     def _write(self) -> None:
         with self._writing:
             owner = replace(self._owner, searched_seconds=self.searched_seconds())
-            write_text_whole(self._paths.ownership, json.dumps(asdict(owner)))
+            lasts = owner.beat == 0 or owner.has_ended  # else the next beat is a second away
+            write_text_whole(self._paths.ownership, json.dumps(asdict(owner)), lasts=lasts)
 
 
 def read_owner(paths: RunPaths) -> Owner | None:

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tune_lung.errors import InputError
+from tune_lung.printable import in_one_line
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.parts import DamagedPartError, read_part
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
 
+_MOST_LETTERS = 200
+"""Of a run's name; a folder's has no more than 255 bytes."""
 _NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
@@ -48,8 +51,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name."""
-        return str(self.manifest["name"])
+        """The run's name, as it may be shown."""
+        return in_one_line(self.manifest["name"], most=_MOST_LETTERS)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 
 from tune_lung.errors import InputError
+from tune_lung.working_folder import neutral_folder
 
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a run leaves the machine
@@ -50,24 +51,39 @@ def ray_session(address: str | None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    with neutral_folder() as folder:
+        _begin(address, folder)
+        # Tune names failed trials at the end: the recorder does, at once.
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _begin(address: str | None, folder: str) -> None:
+    """Start or join Ray.
+
+    Args:
+        address: As for `ray_session`.
+        folder: What Ray takes for the working folder: it starts its workers there, and puts it on their path of imports.
+    """
+    import ray
+
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with chdir(folder):
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except ConnectionError as error:
         raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
     except OSError as error:
         if "AF_UNIX path length" not in str(error):
             raise
         raise InputError("The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one.") from error
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it names failed trials at the end: the recorder does, at once
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @dataclass(frozen=True, kw_only=True)

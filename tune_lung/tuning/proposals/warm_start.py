@@ -104,7 +104,7 @@ def lessons_from_json(content: Mapping[str, Any], space: SearchSpace) -> list[Kn
     ]
 
 
-def lesson(known: Sequence[KnownTrial], earlier: Run) -> str:
+def lesson(known: Sequence[KnownTrial], earlier: Run) -> list[str]:
     """Say in a few lines what a search takes from an earlier run.
 
     Args:
@@ -122,7 +122,7 @@ def lesson(known: Sequence[KnownTrial], earlier: Run) -> str:
         )
     if earlier.damaged:
         lines.append(f"Not learnt from, since damaged: {', '.join(earlier.damaged)}")
-    return "\n".join(lines)
+    return lines
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tune_lung.printable import in_one_line
 from tune_lung.results.schema import FailureKind, StopReason, TrialStatus
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
@@ -109,7 +110,9 @@ class ProgressView(DriverOnly, Callback):
     def _print_line(self, line: str) -> None:
         """Print one line: cut to a terminal's width, whole in a file."""
         has_width = self._console.is_terminal
-        self._console.print(Text(line), no_wrap=has_width, overflow="ellipsis" if has_width else None, soft_wrap=not has_width)
+        self._console.print(
+            Text(in_one_line(line)), no_wrap=has_width, overflow="ellipsis" if has_width else None, soft_wrap=not has_width
+        )
 
     def _picture(self) -> Group:
         width = self._console.width
@@ -159,7 +162,7 @@ class ProgressView(DriverOnly, Callback):
             table.add_column(heading, justify="right", no_wrap=True, min_width=width)
         shown = running if len(running) <= num_rows else running[: num_rows - 1]
         for record in shown:
-            table.add_row(*self._cells_of(record))
+            table.add_row(*map(Text, self._cells_of(record)))
         if len(shown) < len(running):
             table.add_row(f"and {len(running) - len(shown)} more")
         return table
@@ -184,7 +187,7 @@ class ProgressView(DriverOnly, Callback):
         columns = record.plan.trial.columns() | {"repeat": record.plan.repeat}
         shown = {name: columns[name] for name in self._shown_fields[record.plan.cell]}
         width = max(least, self._console.width - room) if self._console.is_terminal else None
-        return trial_label(record.plan.cell, shown, width=width)
+        return in_one_line(trial_label(record.plan.cell, shown, width=width))
 
 
 def _outcome(record: TrialRecord) -> str:

@@ -24,6 +24,7 @@ from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import EPOCHS, failure_of
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.trial_record import TrialRecord
+from tune_lung.working_folder import away_from_it
 
 _log = logging.getLogger(__name__)
 
@@ -196,8 +197,11 @@ def _local_mlflow(run_root: Path) -> str:
 
 
 def _open_wandb(run_root: Path) -> LoggerCallback:
-    import wandb
-    from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+    with away_from_it():  # a folder `wandb` there may hold a stranger's settings, the address of a server among them
+        import wandb
+        from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+
+        wandb.setup()
 
     class PathlessActor(_WandbLoggingActor):
         """Takes the folder out of the configuration that Ray sends."""
