@@ -1,11 +1,14 @@
 """Files that appear whole or not at all, and their digests."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,20 @@ from typing import Any
 MOST_JSON_BYTES = 256 * 2**20
 """Size of the largest JSON file that is read: the digests of a million images take 150 MB."""
 _CHUNK_BYTES = 1 << 20
+_HAS_NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+CheckWriter = Callable[[], str]
+"""Raises where this process must not write any more; returns what its unfinished files are marked with, hexadecimal digits."""
+
+
+def anyone_may_write() -> str:
+    """Let everybody write, without a mark: the check of what has no owner."""
+    return ""
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, check_writer: CheckWriter = anyone_may_write) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place when the block ends well.
 
     The temporary name starts with a dot, so that readers of a folder of Parquet files pass it over. When the block
@@ -24,25 +37,76 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder is made when missing.
+        check_writer: Called before anything is made, and once more when all that is left is to rename: a process may have
+            been paused in between. Whoever takes its place may remove what bears its mark: then it is asked a third time.
 
     Yields:
         The path to write to.
     """
+    mark = check_writer()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{mark}{secrets.token_hex(4)}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        check_writer()
         temporary.replace(path)
+    except FileNotFoundError:
+        check_writer()
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that it is never seen half written."""
-    with whole_file(path) as temporary:
+def write_text_whole(path: Path, text: str, *, check_writer: CheckWriter = anyone_may_write) -> None:
+    """Write a UTF-8 text file so that it is never seen half written; `check_writer` as in `whole_file`."""
+    with whole_file(path, check_writer=check_writer) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def rename_to_new(folder: Path, place: Path) -> None:
+    """Rename a folder to a name that nothing has yet; `os.rename` would put it in the place of an empty folder.
+
+    Linux and macOS have a call that never does. A file system without it, such as NFS, is looked at right before: there an
+    empty folder that appears in this very moment is taken for none. One with anything in it, such as a run, never is.
+
+    Args:
+        folder: The folder.
+        place: Its new path, on the same file system.
+
+    Raises:
+        FileExistsError: Something has the name, if only an empty folder or a link to nowhere.
+        OSError: It cannot be renamed.
+    """
+    code = _rename_exclusively(os.fsencode(folder), os.fsencode(place))
+    if code in _HAS_NO_EXCLUSIVE_RENAME:
+        code = errno.EEXIST if place.is_symlink() or place.exists() else _rename(folder, place)
+    if code in (errno.EEXIST, errno.ENOTEMPTY):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
+    if code:
+        raise OSError(code, os.strerror(code), str(place))
+
+
+def _rename_exclusively(source: bytes, target: bytes) -> int:
+    """Rename by the system's call that replaces nothing; return the number of the error, 0 for none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            failed = library.renamex_np(source, target, 0x4)  # RENAME_EXCL
+        else:
+            failed = library.renameat2(-100, source, -100, target, 1)  # AT_FDCWD, RENAME_NOREPLACE
+    except AttributeError:  # an older C library
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else 0
+
+
+def _rename(folder: Path, place: Path) -> int:
+    try:
+        folder.rename(place)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 class DamagedFileError(ValueError):
@@ -76,10 +140,10 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def write_json_with_digest(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON values whole, the SHA-256 of all others under `sha256`."""
+def write_json_with_digest(path: Path, content: Mapping[str, Any], *, check_writer: CheckWriter = anyone_may_write) -> None:
+    """Write JSON values whole, the SHA-256 of all others under `sha256`; `check_writer` as in `whole_file`."""
     text = json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False)
-    write_text_whole(path, text + "\n")
+    write_text_whole(path, text + "\n", check_writer=check_writer)
 
 
 def read_json_with_digest(path: Path) -> dict[str, Any]:
