@@ -13,7 +13,7 @@ from tune_lung.analysis.pareto import front_text, objectives_of, pareto_figure
 from tune_lung.analysis.profile import profile_figure
 from tune_lung.analysis.tables import comparison_text, transfer_text
 from tune_lung.errors import InputError
-from tune_lung.files import shown_path
+from tune_lung.files import CheckWriter, anyone_may_write, shown_path
 from tune_lung.results.layout import TABLES
 from tune_lung.results.reader import Run, read_run
 
@@ -31,12 +31,13 @@ class Report:
     """The images written."""
 
 
-def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
+def write_report(roots: Sequence[Path], *, out: Path | None = None, check_writer: CheckWriter = anyone_may_write) -> Report:
     """Draw the figures of one run, or of several compared, and lay out the tables.
 
     Args:
         roots: The runs' folders; from the second on, each is compared with the one before it.
         out: Where the figures go; None for the first run's own folder `figures`.
+        check_writer: Raises when this process must not write there any more.
 
     Returns:
         The tables and the figures' paths.
@@ -50,7 +51,7 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
     figures = {_figure_path(runs, name, out): figure for name, figure in _figures(runs)}
     for path, figure in figures.items():
         try:
-            save_figure(figure, path)
+            save_figure(figure, path, check_writer=check_writer)
         except OSError as error:
             raise InputError(
                 f"The figure cannot be written to '{path.parent}': {error.strerror}. Give another place by --out."
@@ -59,9 +60,15 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
     return Report(text="\n\n".join(texts), figures=tuple(figures))
 
 
-def print_report(roots: Sequence[Path], *, console: Console, out: Path | None = None) -> None:
+def print_report(
+    roots: Sequence[Path],
+    *,
+    console: Console,
+    out: Path | None = None,
+    check_writer: CheckWriter = anyone_may_write,
+) -> None:
     """Write the report and print its tables and the figures' paths; arguments and errors as in `write_report`."""
-    report = write_report(roots, out=out)
+    report = write_report(roots, out=out, check_writer=check_writer)
     figures = "\n".join(f"Figure: {shown_path(path)}" for path in report.figures)
     console.print(f"{report.text}\n\n{figures}", markup=False, highlight=False, soft_wrap=True)
 
