@@ -1,11 +1,13 @@
-"""Random kills and damage against a small search, round after round: `python -m tests.faults.soak N`.
+"""Random kills, pauses and damage against a small search, round after round: `python -m tests.faults.soak N`.
 
 Each round begins a search, kills its driver at a random moment, damages a random file or none, and resumes, up to three times;
-then it must end as an undisturbed one.
+then it must end as an undisturbed one. One driver in three is not killed but paused, its lock not shared, until another search
+has taken the run over and ended it: then it goes on, and must change nothing.
 """
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +36,7 @@ _SPACES: dict[str, tuple[str, ...]] = {"grid": (), "sampled": SAMPLED}
 _READ_BACK = {".json", ".parquet", ".safetensors", ".npy", ".npz"}
 _MOST_KILLS = 3
 _SHARE_OF_LATE_KILLS = 0.75
+_SHARE_OF_PAUSES = 1 / 3
 _LONGEST_LIFE_SECONDS = 8.0
 """From the start, or for late kills from the moment at which the search owns its run."""
 
@@ -74,11 +77,22 @@ def _undisturbed(folder: Path, sampled: tuple[str, ...]) -> Path:
 def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.random.Generator) -> tuple[str, int, int]:
     """Disturb one search; say what was done, and count rows lost to kills, damaged files apart, and rows that are there twice."""
     run, command, told, num_lost = folder / "run", _options(folder, sampled), [], 0
+    paused: list[SearchProcess] = []
     for _ in range(draws.integers(1, _MOST_KILLS + 1)):
         before = keys_of(run)
-        seconds = _killed_search(command, run, draws)
+        search, seconds = _disturbed_search(command, run, draws)
+        search.kill(signal.SIGSTOP)
+        owner = read_owner(RunPaths(run))
+        is_owner = owner is not None and owner.pid == search.process.pid and not owner.has_ended
+        is_paused = is_owner and draws.random() < _SHARE_OF_PAUSES
+        if is_paused:
+            RunPaths(run).lock.unlink()
+            paused.append(search)
+        else:
+            search.kill()
+            search.end()
         num_lost += sum(len(rows - keys_of(run)[table]) for table, rows in before.items())
-        told.append(f"killed after {seconds:.1f} s")
+        told.append(f"{'paused' if is_paused else 'killed'} after {seconds:.1f} s")
         if (run / "run.json").exists():
             command = ["--resume", str(run)]
             told += _damage(folder, draws)
@@ -87,10 +101,18 @@ def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.
     before = keys_of(run)
     try:
         searched(*command)
+        for search in paused:
+            search.kill(signal.SIGCONT)
+            status, printed = search.end()
+            assert status == 3, f"A paused search ended with {status}: {printed}"
         assert_as_if_nothing_had_happened(run, undisturbed)
         told.append("survived")
     except AssertionError as error:
         told.append(f"DIFFERS: {error}")
+    finally:
+        for search in paused:
+            search.kill()
+            search.process.wait()
     after = keys_of(run)
     num_lost += sum(len(rows - after.get(table, set())) for table, rows in before.items())
     num_double = num_duplicates(run) if after else 0
@@ -99,17 +121,15 @@ def _round(folder: Path, sampled: tuple[str, ...], undisturbed: Path, draws: np.
     return "; ".join(told), num_lost, num_double
 
 
-def _killed_search(command: list[str], run: Path, draws: np.random.Generator) -> float:
-    """Start a search and kill its driver; return the seconds that it was given."""
+def _disturbed_search(command: list[str], run: Path, draws: np.random.Generator) -> tuple[SearchProcess, float]:
+    """Start a search that is to be disturbed now; return it, and the seconds that it was given."""
     owner = read_owner(RunPaths(run))
     search = SearchProcess.start(*command)
     if draws.random() < _SHARE_OF_LATE_KILLS:  # most of a small search's time is its start
         wait_until(lambda: read_owner(RunPaths(run)) not in (None, owner) or search.process.poll() is not None)
     seconds = draws.uniform(0.0, _LONGEST_LIFE_SECONDS)
     time.sleep(seconds)
-    search.kill()
-    search.end()
-    return float(seconds)
+    return search, float(seconds)
 
 
 def _damage(folder: Path, draws: np.random.Generator) -> list[str]:
