@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, SupersededError
 from tune_lung.files import write_json_with_digest
 from tune_lung.results import beginning, ownership
 from tune_lung.results.beginning import begin_run, checked_name, remove_unfinished
@@ -24,7 +24,7 @@ MANIFEST = {"schema_version": 2, "name": "?", "data": {"classes": ["a", "b"], "s
 
 
 def fill(ledger: Ledger) -> None:
-    write_json_with_digest(ledger.paths.lessons, {"trials": []})
+    write_json_with_digest(ledger.paths.lessons, {"trials": []}, check_writer=ledger.check_writer)
     ledger.write_trial({"trial_id": "a"})
 
 
@@ -166,6 +166,16 @@ def test_a_builder_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="No space left"):
         begin_run(tmp_path / "mine", MANIFEST, fail, is_named=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_paused_builder_that_was_taken_for_dead_makes_nothing_anew(tmp_path: Path) -> None:
+    def lose(ledger: Ledger) -> None:
+        shutil.rmtree(ledger.paths.root)  # as another machine's search does, which saw its heart stand still
+        fill(ledger)
+
+    with pytest.raises(SupersededError, match="was moved, removed"):
+        begin_run(tmp_path / "mine", MANIFEST, lose, is_named=True)
     assert list(tmp_path.iterdir()) == []
 
 
