@@ -26,7 +26,7 @@ from tune_lung.analysis.style import (
     write_ticks_short,
 )
 from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
-from tune_lung.files import is_plain_file, whole_file
+from tune_lung.files import CheckWriter, anyone_may_write, is_plain_file, whole_file
 from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
@@ -139,9 +139,9 @@ def figure4(*runs: Run) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole; the same figure gives the same bytes."""
-    with whole_file(path) as temporary, mpl.rc_context(STYLE):
+def save_figure(figure: Figure, path: Path, *, check_writer: CheckWriter = anyone_may_write) -> None:
+    """Write a figure as PNG, whole; the same figure gives the same bytes. `check_writer` as in `whole_file`."""
+    with whole_file(path, check_writer=check_writer) as temporary, mpl.rc_context(STYLE):
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": _SOFTWARE})
 
 

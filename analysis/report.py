@@ -15,7 +15,7 @@ from tune_lung.analysis.pareto import front_text, objectives_of, pareto_figure
 from tune_lung.analysis.profile import profile_figure
 from tune_lung.analysis.tables import comparison_text, transfer_text
 from tune_lung.errors import InputError
-from tune_lung.files import is_plain_file, shown_path
+from tune_lung.files import CheckWriter, anyone_may_write, is_plain_file, shown_path
 from tune_lung.results.layout import TABLES
 from tune_lung.results.reader import Run, read_run
 
@@ -33,12 +33,13 @@ class Report:
     """The images written."""
 
 
-def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
+def write_report(roots: Sequence[Path], *, out: Path | None = None, check_writer: CheckWriter = anyone_may_write) -> Report:
     """Draw the figures of one run, or of several compared, and lay out the tables.
 
     Args:
         roots: The runs' folders; from the second on, each is compared with the one before it.
         out: Where the figures go; None for the first run's own folder `figures`.
+        check_writer: Raises when this process must not write there any more.
 
     Returns:
         The tables and the figures' paths.
@@ -54,7 +55,7 @@ def write_report(roots: Sequence[Path], *, out: Path | None = None) -> Report:
         _refuse_foreign(path, is_in_run=out is None)
     for path, draw in figures.items():
         try:
-            save_figure(draw(), path)
+            save_figure(draw(), path, check_writer=check_writer)
         except OSError as error:
             raise InputError(
                 f"The figure cannot be written to '{path.parent}': {error.strerror}. Give another place by --out."
@@ -74,9 +75,15 @@ def _refuse_foreign(path: Path, *, is_in_run: bool) -> None:
         raise InputError(f"'{path}' is there and is no figure that tune_lung drew. Move it away, or give another --out.")
 
 
-def print_report(roots: Sequence[Path], *, console: Console, out: Path | None = None) -> None:
+def print_report(
+    roots: Sequence[Path],
+    *,
+    console: Console,
+    out: Path | None = None,
+    check_writer: CheckWriter = anyone_may_write,
+) -> None:
     """Write the report and print its tables and the figures' paths; arguments and errors as in `write_report`."""
-    report = write_report(roots, out=out)
+    report = write_report(roots, out=out, check_writer=check_writer)
     figures = "\n".join(f"Figure: {shown_path(path)}" for path in report.figures)
     console.print(f"{report.text}\n\n{figures}", markup=False, highlight=False, soft_wrap=True)
 

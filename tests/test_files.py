@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from tune_lung.files import (
     DamagedFileError,
     read_json_with_digest,
     read_regular_file,
+    rename_to_new,
     sha256_of_file,
     whole_file,
     write_json_with_digest,
@@ -21,6 +24,59 @@ def test_whole_file_appears_when_the_block_ends(tmp_path):
         temporary.write_bytes(b"new")
         assert not target.exists()
     assert target.read_bytes() == b"new"
+
+
+def test_a_writer_is_looked_at_before_and_when_all_but_the_renaming_is_done(tmp_path):
+    target, looks = tmp_path / "new" / "table.parquet", []
+
+    def check_writer() -> str:
+        looks.append(sorted(path.name for path in tmp_path.rglob("*")))
+        return "abcd0123"
+
+    write_text_whole(target, "new", check_writer=check_writer)
+    before, after = looks
+    assert before == []
+    assert re.fullmatch(r"\.table\.parquet\.abcd0123[0-9a-f]{8}", after[0])
+
+
+def test_who_may_write_no_more_in_the_end_leaves_what_is_there(tmp_path):
+    target = tmp_path / "table.parquet"
+    target.write_bytes(b"old")
+    has_lost = iter([False, True])
+
+    def check_writer() -> str:
+        if next(has_lost):
+            raise RuntimeError("superseded")
+        return ""
+
+    with pytest.raises(RuntimeError, match="superseded"):
+        write_text_whole(target, "new", check_writer=check_writer)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("has_exclusive_rename", [True, False])
+def test_a_folder_takes_a_name_that_nothing_has(tmp_path, monkeypatch, has_exclusive_rename):
+    if not has_exclusive_rename:
+        monkeypatch.setattr("tune_lung.files._rename_exclusively", lambda *_: errno.EINVAL)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "y").write_text("y")
+    (tmp_path / "file").write_text("z")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("empty", "full", "file", "link"):
+        with pytest.raises(FileExistsError):
+            rename_to_new(folder, tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(FileNotFoundError):
+        rename_to_new(folder, tmp_path / "no" / "where")
+    rename_to_new(folder, tmp_path / "new")
+    assert (tmp_path / "new" / "x").read_text() == "x"
+    assert not folder.exists()
 
 
 def fail_halfway(target):

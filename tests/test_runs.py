@@ -1,6 +1,7 @@
 """The command that looks after runs: what it lists, writes and reads, and how it ends."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs, one with a damaged part; two folders with a broken manifest; one that is no run, and a file."""
+    """Three runs, one with a damaged part; two folders with a broken manifest; one that is not finished or no run, and a file."""
     folder = tmp_path_factory.mktemp("runs")
     write_fabricated_run(folder / "phantoms", failed=["cnn"], missing=["resnet18 frozen_blocks=1"])
     write_fabricated_run(folder / "real", synthetic=False, weights="resnet18-5c.pth")
@@ -34,6 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in (("torn", '{"schema_ver'), ("empty", '{"schema_version": 1}'), ("newer", '{"schema_version": 99}')):
         (folder / name).mkdir()
         (folder / name / "run.json").write_text(text)
+    shutil.copytree(folder / "phantoms", folder / ".unfinished.0123abcd")
     (folder / "notes").mkdir()
     (folder / "readme.txt").write_text("no run")
     return folder
@@ -69,6 +71,7 @@ def test_list_names_what_is_damaged_and_passes_over_what_is_no_run(runs: Path, c
         ("newer", "newer"),
     ):
         assert [line for line in damaged if name in line and reason in line]
+    assert out.count("freeze_grid, synthetic") == 1  # the other one is not finished
     assert "notes" not in out
     assert "readme" not in out
 
@@ -149,6 +152,19 @@ def test_import_takes_another_name(runs: Path, tmp_path: Path) -> None:
     assert read_run(tmp_path / "runs" / "again").name == "again"
 
 
+def test_a_study_imported_twice_is_two_runs_unless_the_name_was_given(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export-optuna", str(runs / "phantoms"), str(tmp_path / "study.db")]) == 0
+    for name in ("phantoms", "phantoms-2"):
+        assert main(["import", str(tmp_path / "study.db"), "--out", str(tmp_path / "runs")]) == 0
+        assert capsys.readouterr().out.endswith(f"Run: {tmp_path / 'runs' / name}\n")
+        assert read_run(tmp_path / "runs" / name).name == name
+    assert main(["import", str(tmp_path / "study.db"), "--out", str(tmp_path / "runs"), "--name", "phantoms"]) == 2
+    assert capsys.readouterr().err == ("error: The run folder 'phantoms' exists already. Choose another --name or remove it.\n")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["phantoms", "phantoms-2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,6 +173,8 @@ def test_import_takes_another_name(runs: Path, tmp_path: Path) -> None:
         (["import", "nowhere"], "There is neither a file nor a folder 'nowhere'."),
         (["import", "empty"], "'empty' is no results folder of Ray Tune"),
         (["import", "empty", "--study", "first"], "--study chooses from an Optuna file"),
+        (["import", "text.db", "--name", "a/b"], "--name 'a/b' cannot be a run's folder: write one name"),
+        (["import", "text.db", "--name", ""], "--name '' cannot be a run's folder: write one name"),
         (["import", "text.db"], "'text.db' is no sqlite file of Optuna that can be read"),
     ],
 )

@@ -156,6 +156,10 @@ def test_ctrl_c_ends_within_10_seconds_and_leaves_a_readable_ledger(tmp_path: Pa
         (["--gpus-per-trial", "nan"], "--gpus-per-trial must be at least 0, not nan."),
         (["--data", "/nonexistent/folder"], "folder"),
         (["--weights", "/nonexistent/weights.pth"], "weights"),
+        (["--name", ""], "--name '' cannot be a run's folder: write one name"),
+        (["--name", ".."], "--name '..' cannot be a run's folder: write one name"),
+        (["--name", ".hidden"], "--name '.hidden' cannot be a run's folder: write one name"),
+        (["--name", "sub/run"], "Its parent is given by --out."),
     ],
 )
 def test_bad_options_are_one_line_and_exit_2(

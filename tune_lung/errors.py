@@ -20,6 +20,13 @@ class NoRoomError(InputError):
     """A disk is full."""
 
 
+class SupersededError(Exception):
+    """Another search owns the run now: what works for this one must write no more.
+
+    Commands print its text as one line after `error:` and exit with status 3.
+    """
+
+
 def is_no_room(error: BaseException) -> bool:
     """Whether an error says that a disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -48,13 +55,17 @@ def exit_status(command: Callable[[], int]) -> int:
         command: The work; it returns the exit status of its own.
 
     Returns:
-        That status; 2 after an InputError, a full disk or one that cannot be written; 130 after Ctrl-C, 143 after SIGTERM.
+        That status; 2 after an InputError, a full disk or one that cannot be written; 3 after a SupersededError; 130 after
+        Ctrl-C, 143 after SIGTERM.
     """
     try:
         return command()
     except InputError as error:
         sys.stderr.write(f"error: {in_one_line(error)}\n")
         return 2
+    except SupersededError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 3
     except OSError as error:
         if not is_no_room(error) and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise

@@ -1,12 +1,14 @@
 """Files that appear whole or not at all, and stay; and their digests."""
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -17,10 +19,20 @@ from tune_lung.printable import in_one_line
 MOST_JSON_BYTES = 256 * 2**20
 """Size of the largest JSON file that is read: the digests of a million images take 150 MB."""
 _CHUNK_BYTES = 1 << 20
+_HAS_NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+CheckWriter = Callable[[], str]
+"""Raises where this process must not write any more; returns what its unfinished files are marked with, hexadecimal digits."""
+
+
+def anyone_may_write() -> str:
+    """Let everybody write, without a mark: the check of what has no owner."""
+    return ""
 
 
 @contextmanager
-def whole_file(path: Path, *, lasts: bool = True) -> Iterator[Path]:
+def whole_file(path: Path, *, lasts: bool = True, check_writer: CheckWriter = anyone_may_write) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place when the block ends well.
 
     The temporary name starts with a dot, so that readers of a folder of Parquet files pass it over. When the block
@@ -31,19 +43,26 @@ def whole_file(path: Path, *, lasts: bool = True) -> Iterator[Path]:
         lasts: Whether it must be there after a power cut that follows the block: the folder is written to the disk as well as
             the file. Without it a power cut may bring back what was there before, whole, so it is for what is soon written
             again or can be made again.
+        check_writer: Called before anything is made, and once more when all that is left is to rename: a process may have
+            been paused in between. Whoever takes its place may remove what bears its mark: then it is asked a third time.
 
     Yields:
         The path to write to.
     """
+    mark = check_writer()
     make_folder(path.parent, lasts=lasts)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{mark}{secrets.token_hex(4)}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        check_writer()
         temporary.replace(path)
         if lasts:
             write_folder_to_disk(path.parent)
+    except FileNotFoundError:
+        check_writer()
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,9 +94,9 @@ def write_folder_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text_whole(path: Path, text: str, *, lasts: bool = True) -> None:
-    """Write a UTF-8 text file so that it is never seen half written; `lasts` as for `whole_file`."""
-    with whole_file(path, lasts=lasts) as temporary:
+def write_text_whole(path: Path, text: str, *, lasts: bool = True, check_writer: CheckWriter = anyone_may_write) -> None:
+    """Write a UTF-8 text file so that it is never seen half written; arguments as for `whole_file`."""
+    with whole_file(path, lasts=lasts, check_writer=check_writer) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -99,6 +118,51 @@ def is_plain_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def rename_to_new(folder: Path, place: Path) -> None:
+    """Rename a folder to a name that nothing has yet; `os.rename` would put it in the place of an empty folder.
+
+    Linux and macOS have a call that never does. A file system without it, such as NFS, is looked at right before: there an
+    empty folder that appears in this very moment is taken for none. One with anything in it, such as a run, never is.
+
+    Args:
+        folder: The folder.
+        place: Its new path, on the same file system; it lasts through a power cut.
+
+    Raises:
+        FileExistsError: Something has the name, if only an empty folder or a link to nowhere.
+        OSError: It cannot be renamed.
+    """
+    code = _rename_exclusively(os.fsencode(folder), os.fsencode(place))
+    if code in _HAS_NO_EXCLUSIVE_RENAME:
+        code = errno.EEXIST if place.is_symlink() or place.exists() else _rename(folder, place)
+    if code in (errno.EEXIST, errno.ENOTEMPTY):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
+    if code:
+        raise OSError(code, os.strerror(code), str(place))
+    write_folder_to_disk(place.parent)
+
+
+def _rename_exclusively(source: bytes, target: bytes) -> int:
+    """Rename by the system's call that replaces nothing; return the number of the error, 0 for none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            failed = library.renamex_np(source, target, 0x4)  # RENAME_EXCL
+        else:
+            failed = library.renameat2(-100, source, -100, target, 1)  # AT_FDCWD, RENAME_NOREPLACE
+    except AttributeError:  # an older C library
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else 0
+
+
+def _rename(folder: Path, place: Path) -> int:
+    try:
+        folder.rename(place)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 class DamagedFileError(ValueError):
@@ -132,9 +196,11 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def write_json_with_digest(path: Path, content: Mapping[str, Any], *, lasts: bool = True) -> None:
-    """Write JSON values whole, the SHA-256 of all others under `sha256`; `lasts` as for `whole_file`."""
-    write_text_whole(path, json_with_digest(content), lasts=lasts)
+def write_json_with_digest(
+    path: Path, content: Mapping[str, Any], *, lasts: bool = True, check_writer: CheckWriter = anyone_may_write
+) -> None:
+    """Write JSON values whole, the SHA-256 of all others under `sha256`; arguments as for `whole_file`."""
+    write_text_whole(path, json_with_digest(content), lasts=lasts, check_writer=check_writer)
 
 
 def json_with_digest(content: Mapping[str, Any]) -> str:

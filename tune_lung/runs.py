@@ -61,7 +61,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "source", type=Path, metavar="SOURCE", help="an Optuna sqlite file, or a Ray Tune experiment's folder (its json alone)"
     )
     reading.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs (default: %(default)s)")
-    reading.add_argument("--name", help="the run's folder (default: the source's own name)")
+    reading.add_argument("--name", help="the run's folder (default: the source's own name, and a number where it is taken)")
     reading.add_argument("--study", metavar="NAME", help="which study, where the file holds several")
     reading.set_defaults(command=_import)
     return parser
@@ -98,11 +98,15 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
 
 def _import(options: argparse.Namespace, console: Console) -> int:
+    from tune_lung.results.beginning import checked_name
     from tune_lung.results.imported import folder_name, write_run
 
+    is_named = options.name is not None
+    if is_named:
+        checked_name(options.name)
     recorded = _read_source(options)
-    root = options.out / (options.name or folder_name(recorded.manifest["name"]))
-    write_run(recorded, root)
+    name = options.name if is_named else folder_name(recorded.manifest["name"])
+    root = write_run(recorded, options.out / name, is_named=is_named)
     statuses = Counter(str(trial.row["status"]) for trial in recorded.trials)
     say(console, f"{len(recorded.trials)} trials: {', '.join(_counts(statuses))}")
     for note in recorded.notes:
@@ -135,7 +139,8 @@ def _runs_in(folder: Path) -> tuple[list["Run"], list[str]]:
     if not folder.is_dir():
         raise InputError(f"There is no folder '{folder}'. Give the one that holds the runs.")
     runs, damaged = [], []
-    for root in sorted(path for path in folder.iterdir() if RunPaths(path).manifest.is_file()):
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))  # a hidden one is not finished
+    for root in sorted(path for path in visible if RunPaths(path).manifest.is_file()):
         try:
             run = read_run(root, only=("trials",))
             runs.append(run)

@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before anything else is imported
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from tune_lung.space_files import load_space, shipped_space_files, space_questio
 from tune_lung.working_folder import away_from_it
 
 if TYPE_CHECKING:
+    from tune_lung.results.ledger import Ledger
     from tune_lung.search_request import SearchRequest
 
 
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
         program: What the user calls it.
 
     Returns:
-        0 when done; 1 when every trial failed, or the first ones with a bug; 2 for what the user can mend; 130 after Ctrl-C;
-        143 when the system ended it.
+        0 when done; 1 when every trial failed, or the first ones with a bug; 2 for what the user can mend; 3 when another search
+        has taken the run over; 130 after Ctrl-C; 143 when the system ended it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, console = (
@@ -73,6 +74,7 @@ def _resume(root: Path, arguments: list[str], console: Console) -> int:
 
     resumed = resumed_search(root, arguments)
     with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
+        resumed = resumed_search(root, arguments)  # as it is now that nobody else writes it
         return _search(SearchRequest.to_go_on(resumed, ownership), console)
 
 
@@ -84,16 +86,20 @@ def _search(request: "SearchRequest", console: Console) -> int:
     with away_from_it():
         from tune_lung.search_flow import search
 
-    status = search(request, console)
-    if status is not None:
-        return status
-    if not request.options.no_report:
-        with away_from_it():
-            from tune_lung.analysis.report import print_report
+    return search(request, console, _reporter(request.options, console))
 
-        print_report([request.root], console=console)
-    say(console, f"Run: {shown_path(request.root)}")
-    return 0
+
+def _reporter(options: argparse.Namespace, console: Console) -> "Callable[[Ledger], None]":
+    def report(ledger: "Ledger") -> None:
+        root = ledger.paths.root
+        if not options.no_report:
+            with away_from_it():
+                from tune_lung.analysis.report import print_report
+
+            print_report([root], console=console, check_writer=ledger.check_writer)
+        say(console, f"Run: {shown_path(root)}")
+
+    return report
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ It loads torch and Ray; what can be refused without them is refused before.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import get_args
 
@@ -22,6 +23,7 @@ from tune_lung.files import DamagedFileError, read_json_with_digest
 from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
+from tune_lung.results.ledger import Ledger
 from tune_lung.screen import say
 from tune_lung.search_options import bytes_of, seconds_of
 from tune_lung.search_request import SearchRequest
@@ -36,18 +38,32 @@ from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_
 from tune_lung.tuning.scheduler import judged_epochs
 
 
-def search(request: SearchRequest, console: Console) -> int | None:
+def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
     """Do what was asked for.
 
     Args:
         request: The search.
         console: Where to tell of it.
+        report: Tells of the run when there is something to report: without Ray, and with the run still owned.
 
     Returns:
-        The exit status; None when there is a run to report.
+        The exit status.
 
     Raises:
         InputError: Images, weights, resources or room are not there; a run that was begun can go on.
+        SupersededError: Another search has taken the run over.
+    """
+    with ExitStack() as owned:
+        ledger, status = _searched(request, console, owned)
+        if status is None and ledger is not None:
+            report(ledger)
+        return status or 0
+
+
+def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tuple[Ledger | None, int | None]:
+    """Search; return the run's ledger, if there is one, and the exit status, None when there is something to report.
+
+    What lets the run go is left to `owned`.
     """
     started = time.monotonic()
     options = request.options
@@ -66,20 +82,20 @@ def search(request: SearchRequest, console: Console) -> int | None:
             known = _known_trials(request, setup, console)
             if options.dry_run:
                 dry_run(request.space, request.strategy, setup, resources, console=console)
-                return 0
+                return None, 0
             _warn_of_room(request, resources, len(prepared.classes), console)
-            with opened_ledger(request, setup, prepared, known) as (ledger, ownership, found):
-                supervised = Supervised(
-                    request=request,
-                    setup=replace(setup, attempt=ownership.attempt),
-                    resources=resources,
-                    ledger=ledger,
-                    ownership=ownership,
-                    known=known,
-                    found=found,
-                    seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
-                )
-                return supervise(supervised, console)
+            ledger, ownership, found = owned.enter_context(opened_ledger(request, setup, prepared, known))
+            supervised = Supervised(
+                request=request,
+                setup=replace(setup, run_root=ledger.paths.root, attempt=ownership.attempt, owner_token=ownership.token),
+                resources=resources,
+                ledger=ledger,
+                ownership=ownership,
+                known=known,
+                found=found,
+                seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
+            )
+            return ledger, supervise(supervised, console)
 
 
 def _data_request(request: SearchRequest) -> DataRequest:
@@ -198,9 +214,13 @@ def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) 
         known = known_trials(request.teacher, request.space, request.strategy, setup)
         say(console, *lesson(known, request.teacher))
         return known
+    if request.resumed is None:
+        return []
     try:
         return lessons_from_json(read_json_with_digest(RunPaths(request.root).lessons), request.space)
     except FileNotFoundError:
+        if request.resumed.manifest.get("warm_start") is not None:
+            say(console, "warm_start.json is missing: going on without what the earlier run taught")
         return []
     except (DamagedFileError, OSError, KeyError):
         say(console, "warm_start.json is damaged: going on without what the earlier run taught")

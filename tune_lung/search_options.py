@@ -139,7 +139,7 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
 
 def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs (default: %(default)s)")
-    group.add_argument("--name", help="the run's folder (default: space and UTC time)")
+    group.add_argument("--name", help="the run's folder (default: space and UTC time, and a number where that is taken)")
     group.add_argument(
         "--tracker",
         action="append",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tune_lung.config import RunConfig
 from tune_lung.errors import InputError
+from tune_lung.results.beginning import checked_name, require_free
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.resume_options import ResumedSearch
@@ -25,7 +26,7 @@ class SearchRequest:
     arguments: list[str]
     """The command line, for the run's manifest."""
     root: Path
-    """The run's folder."""
+    """The run's folder; of a new one without a name of the user's choice, the one that it has unless that is taken."""
     space: SearchSpace
     """What is tried."""
     run: RunConfig
@@ -76,10 +77,15 @@ class SearchRequest:
 
 
 def _new_root(options: argparse.Namespace, space: SearchSpace) -> Path:
-    root = options.out / (options.name or f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    if root.exists() or root.is_symlink():
-        raise InputError(f"The run '{root.name}' exists already. Go on with it (--resume), choose another --name, or remove it.")
-    return Path(root).resolve()
+    is_named = options.name is not None
+    name = checked_name(options.name if is_named else f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    parent = Path(options.out).resolve()
+    nearest = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out {options.out}: '{nearest.name}' is no folder. Give the folder that runs go to.")
+    if is_named:
+        require_free(parent / name)
+    return parent / name
 
 
 def _teacher(options: argparse.Namespace, space: SearchSpace, strategy: Strategy, run: RunConfig) -> Run | None:

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from tune_lung.config import Split
 from tune_lung.data.prepare import PreparedData
-from tune_lung.errors import NoRoomError
+from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import interruptible
 from tune_lung.printable import in_one_line
+from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, Outcome, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
@@ -52,15 +53,15 @@ def opened_ledger(
     """
     sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
     if request.resumed is None or request.ownership is None:
-        ledger = _new_ledger(request, setup, prepared, known, sources)
-        remember_command(request.root, request.arguments, request.options)
-        with Ownership.claim(request.root, at_least=1) as ownership:
+        ledger, ownership = _begun(request, setup, prepared, known, sources)
+        with ownership:
+            remember_command(ledger.paths.root, request.arguments, request.options)
             yield ledger, ownership, None
         return
     check_same_data(request.resumed, fingerprint=prepared.fingerprint, counts=_counts(prepared))
     check_same_weights(request.resumed, sources)
     found = read_run(request.root)
-    ledger = Ledger.open(request.root, damaged=found.damaged)
+    ledger = Ledger.open(request.root, damaged=found.damaged, check_writer=request.ownership.check)
     manifest = resumed(
         ledger.read_manifest(),
         attempt=request.ownership.attempt,
@@ -71,17 +72,19 @@ def opened_ledger(
     ledger.write_manifest(manifest)
     if not ledger.has_images():
         ledger.write_images(prepared.images)
+    ledger.check_writer()
     remember_command(request.root, request.arguments, request.options)
     yield ledger, request.ownership, found
 
 
-def _new_ledger(
+def _begun(
     request: SearchRequest,
     setup: SearchSetup,
     prepared: PreparedData,
     known: Sequence[KnownTrial],
     sources: Mapping[str, Mapping[str, str | None]],
-) -> Ledger:
+) -> tuple[Ledger, Ownership]:
+    """Begin a run with all that it goes on from: its manifest, its lessons and its images."""
     facts = DataFacts(
         fingerprint=prepared.fingerprint,
         synthetic=prepared.synthetic,
@@ -98,11 +101,14 @@ def _new_ledger(
         data=facts,
         weights=sources,
     )
-    ledger = Ledger.create(request.root, {**manifest, "warm_start": request.teacher.name if request.teacher else None})
-    if known:
-        write_json_with_digest(ledger.paths.lessons, lessons_as_json(known))
-    ledger.write_images(prepared.images)
-    return ledger
+
+    def fill(ledger: Ledger) -> None:
+        if known or request.teacher is not None:
+            write_json_with_digest(ledger.paths.lessons, lessons_as_json(known), check_writer=ledger.check_writer)
+        ledger.write_images(prepared.images)
+
+    teacher = {"warm_start": request.teacher.name if request.teacher else None}
+    return begin_run(request.root, manifest | teacher, fill, is_named=request.options.name is not None)
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:
@@ -143,6 +149,7 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
 
     Raises:
         NoRoomError: A disk is full.
+        SupersededError: Another search has taken the run over; nothing more of this one is in it.
     """
     ledger, root = supervised.ledger, supervised.setup.run_root
     try:
@@ -159,6 +166,8 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
     except NoRoomError:
         _write_end(ledger, "interrupted")
         say(console, f"Stopped. All that was written lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        raise
+    except SupersededError:  # the end is the other's to write
         raise
     except BaseException:
         _write_end(ledger, "failed")
@@ -205,6 +214,7 @@ def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> list[str]
 
 def _write_end(ledger: Ledger, outcome: Outcome) -> None:
     try:
+        ledger.check_writer()
         ledger.write_manifest(ended(ledger.read_manifest(), outcome))
     except OSError:  # a full disk: the run stays `running` in its manifest, and can go on all the same
         return

@@ -50,9 +50,9 @@ _COPIES = (
 )
 _SUPERSEDED = 3
 """Exit status of a search whose run another has taken over."""
-_SHARE_OF_LATE_KILLS = 0.75
+_SHARE_OF_LATE_ENDS = 0.75
 _LONGEST_LIFE_SECONDS = 8.0
-"""From the start, or for late kills from the moment at which the search owns its run."""
+"""From the start, or for late ends from the moment at which the search owns its run."""
 
 
 def main() -> int:
@@ -114,9 +114,9 @@ class _Round:
     def __init__(self, folder: Path, sampled: tuple[str, ...], draws: np.random.Generator) -> None:
         """Make its folder, and things in it that are none of ours."""
         self._folder, self._run, self._draws = folder, folder / "run", draws
-        self._begin = _options(folder, sampled)
-        self._command = self._begin
+        self._command = _options(folder, sampled)
         self._told: list[str] = []
+        self._paused: list[SearchProcess] = []
         self._lost = 0
         self._foreign: dict[Path, str] = {}
         self._plant(folder / "precious" / "notes.txt", b"mine")
@@ -126,7 +126,7 @@ class _Round:
         """Disturb the search, and let it end; say what was done, and what is lost."""
         for _ in range(self._draws.integers(1, _MOST_DISTURBANCES + 1)):
             before = keys_of(self._run)
-            self._pause() if self._draws.random() < _SHARE_OF_PAUSES else self._kill()
+            self._disturb()
             self._count_lost(before)
             if (self._run / "run.json").exists():
                 self._command = ["--resume", str(self._run)]
@@ -136,10 +136,15 @@ class _Round:
         before = keys_of(self._run)
         try:
             searched(*self._command)
+            self._end_paused()
             assert_as_if_nothing_had_happened(self._run, undisturbed)
             self._told.append("survived")
         except AssertionError as error:
             self._told.append(f"DIFFERS: {error}")
+        finally:
+            for search in self._paused:
+                search.kill()
+                search.process.wait()
         self._count_lost(before)
         losses = _Losses(
             rows=self._lost,
@@ -154,43 +159,32 @@ class _Round:
         after = keys_of(self._run)
         self._lost += sum(len(rows - after.get(table, set())) for table, rows in before.items())
 
-    def _start(self) -> SearchProcess:
-        """Start a search, and give it some time."""
+    def _disturb(self) -> None:
+        """Start a search, give it some time, and kill it, or let it stand still until another has taken its run over."""
         owner = read_owner(RunPaths(self._run))
         search = SearchProcess.start(*self._command)
-        if self._draws.random() < _SHARE_OF_LATE_KILLS:  # most of a small search's time is its start
+        if self._draws.random() < _SHARE_OF_LATE_ENDS:  # most of a small search's time is its start
             wait_until(lambda: read_owner(RunPaths(self._run)) not in (None, owner) or search.process.poll() is not None)
         seconds = self._draws.uniform(0.0, _LONGEST_LIFE_SECONDS)
         time.sleep(seconds)
-        self._told.append(f"after {seconds:.1f} s")
-        return search
-
-    def _kill(self) -> None:
-        search = self._start()
-        search.kill()
-        search.end()
-        self._told.append("killed")
-
-    def _pause(self) -> None:
-        """Let a driver stand still while another takes its run over, as on a machine that does not share the lock."""
-        search = self._start()
         search.kill(signal.SIGSTOP)
         owner = read_owner(RunPaths(self._run))
-        if owner is None or search.process.poll() is not None:
-            search.kill()
-            search.end()
-            self._told.append("killed early")
+        is_owner = owner is not None and owner.pid == search.process.pid and not owner.has_ended
+        if is_owner and self._draws.random() < _SHARE_OF_PAUSES:
+            RunPaths(self._run).lock.unlink()  # as on a machine that does not share it
+            self._paused.append(search)
+            self._told.append(f"paused after {seconds:.1f} s")
             return
-        RunPaths(self._run).lock.unlink(missing_ok=True)
-        second = SearchProcess.start("--resume", str(self._run))
-        wait_until(lambda: read_owner(RunPaths(self._run)) != owner or second.process.poll() is not None)
-        search.kill(signal.SIGCONT)
-        status, printed = search.end()
-        second.kill()
-        second.end()
-        if status != _SUPERSEDED and not owner.has_ended:
-            self._told.append(f"DIFFERS: paused, taken over, and ended with {status}: {printed}")
-        self._told.append("paused")
+        search.kill()
+        search.end()
+        self._told.append(f"killed after {seconds:.1f} s")
+
+    def _end_paused(self) -> None:
+        """Let those go on that stood still: each finds its run taken over."""
+        for search in self._paused:
+            search.kill(signal.SIGCONT)
+            status, printed = search.end()
+            assert status == _SUPERSEDED, f"A paused search ended with {status}: {printed}"
 
     def _plant(self, path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def test_every_file_of_the_run_that_is_read_back(copied: Path, undisturbed_sampl
     run = copied / "run"
     parts = [path for path in run.glob("*/*.parquet") if path.stem != "schema"]
     assert {path.parent.name for path in parts} == {"trials", "epochs", "decisions", "images", "validation_predictions"}
-    for path in (run / "run.json", run / ".owner.json", *run.glob("checkpoints/*/*.safetensors"), *parts):
+    for path in (run / "run.json", run / ".owner-1.json", *run.glob("checkpoints/*/*.safetensors"), *parts):
         DAMAGES[damage](path)
     assert set(read_run(run).damaged) == {"run.json", *(f"{path.parent.name}/{path.name}" for path in parts)}
     printed = resumed(copied)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.faults
 
 KILLED = -signal.SIGKILL
 MOMENTS = {
-    "before the first trial": ("*/images/.images.parquet.*", 1),
+    "before the first trial": ("*/trials/.[0-9a-f]*.parquet.*", 1),
     "while a checkpoint is written": ("*/checkpoints/*/.last.safetensors.*", 1),
     "while a best network is written": ("*/checkpoints/*/.best.safetensors.*", 1),
     "while a ledger part is written": ("*/epochs/.[0-9a-f]*.parquet.*", 2),

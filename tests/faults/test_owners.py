@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.faults.search_process import (
     assert_nothing_lost,
     begin,
     keys_of,
+    num_duplicates,
     num_epochs,
     searched,
     wait_until,
@@ -66,6 +68,41 @@ def test_a_worker_of_the_killed_driver_writes_no_more_when_another_has_taken_ove
     assert read_run(tmp_path / "run").manifest["attempt"] == 2
 
 
+def content_of(run: Path) -> dict[Path, bytes]:
+    """Every file of a run, byte for byte."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+MOMENTS = {
+    "training": lambda run: num_epochs(run) > 0,
+    "the sealed evaluation": lambda run: (run / "run.json").exists() and read_run(run).manifest["test_openings"],
+    "the figures": lambda run: (run / "figures").exists(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_paused_driver_whose_run_was_taken_over_writes_nothing_more(tmp_path: Path, undisturbed: Path, moment: str) -> None:
+    """Its lock is not shared, as between machines: whoever comes next locks another file."""
+    run = tmp_path / "run"
+    first = SearchProcess.start(*(option for option in begin(tmp_path) if option != "--no-report"), "--max-epochs", "4")
+    wait_until(lambda: MOMENTS[moment](run))
+    first.kill(signal.SIGSTOP)
+    (run / ".lock").unlink()
+    searched("--resume", str(run))
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    assert num_duplicates(run) == 0
+    left = content_of(run)
+    first.kill(signal.SIGCONT)
+    status, printed = first.end(timeout=60)
+    assert status == 3, printed
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: The run 'run' was taken over by another search (attempt 2). This one stops; nothing more of it is written."
+    ]
+    assert "Traceback" not in printed
+    assert content_of(run) == left
+
+
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
 def test_a_run_that_was_moved_or_copied_goes_on_where_it_lies(killed: Path, tmp_path: Path, undisturbed: Path, move) -> None:
     before = keys_of(killed)
@@ -103,7 +140,7 @@ def test_a_run_of_version_1_goes_on(killed: Path, undisturbed: Path) -> None:
         pq.write_table(table.replace_schema_metadata({"tune_lung_schema_version": "1"}), path)
     manifest = read_manifest(RunPaths(killed))
     (killed / "run.json").write_text(json.dumps({**manifest, "schema_version": 1}))
-    for name in (".run.json.copy", ".owner.json"):
+    for name in (".run.json.copy", ".owner-1.json"):
         (killed / name).unlink()
     for path in killed.glob("checkpoints/*/last.safetensors"):
         checkpoint = load(path)

@@ -111,6 +111,21 @@ def test_a_link_to_nothing_is_never_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "mine").is_symlink()
 
 
+def test_a_name_that_nobody_chose_gets_a_number_where_it_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    recorded = run_of(search_of({"batch_size": 16}))
+    places = [write_run(recorded, tmp_path / "theirs", is_named=False) for _ in range(2)]
+    assert [path.name for path in places] == [read_run(path).name for path in places] == ["theirs-2", "theirs-3"]
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
+def test_a_manifest_without_classes_is_no_run(tmp_path: Path) -> None:
+    sound = run_of(search_of({"batch_size": 16}))
+    with pytest.raises(InputError, match="What was read is no run of tune_lung: 'data'"):
+        write_run(RecordedRun(manifest={"name": "theirs"}, trials=sound.trials), tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -136,6 +151,7 @@ def test_a_run_that_the_tables_cannot_hold_leaves_nothing_behind(row: dict[str, 
         (".hidden", "hidden"),
         ("a_b-1.0", "a_b-1.0"),
         ("?!", "imported"),
+        ("n" * 300, "n" * 200),
     ],
 )
 def test_any_name_becomes_a_folders(name: str, expected: str) -> None:

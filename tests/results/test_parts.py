@@ -117,7 +117,9 @@ def test_a_small_runs_trials_have_a_part_each_and_no_part_of_a_large_one_has_mor
 def test_a_trial_costs_one_part_read_and_one_written_however_many_there_are(root, monkeypatch):
     ledger, written, read = Ledger(root), [], []
     ledger.write_epochs("first", epochs(1))
-    monkeypatch.setattr(parts, "write_part", lambda path, table: (written.append(len(table)), write_part(path, table)))
+    monkeypatch.setattr(
+        parts, "write_part", lambda path, table, **how: (written.append(len(table)), write_part(path, table, **how))
+    )
     monkeypatch.setattr(parts, "read_part", lambda path, schema: (read.append(path), read_part(path, schema))[1])
     monkeypatch.setattr(RunPaths, "parts", lambda *_: pytest.fail("the folder was listed"))
     for number in range(300):

@@ -1,15 +1,20 @@
 """What the driver writes down about trials."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tune_lung.errors import SupersededError
+from tune_lung.results.layout import RunPaths
+from tune_lung.results.ledger import Ledger
+from tune_lung.results.ownership import Ownership
 from tune_lung.results.schema import StopReason
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 
-from tests.tuning.conftest import LooksLikeATrial, epoch_result
+from tests.tuning.conftest import RESOURCES, LooksLikeATrial, epoch_result
 
 
 def only_row(setup: SearchSetup) -> pd.Series:
@@ -98,3 +103,43 @@ def test_epochs_trained_again_replace_the_old_one_by_one(recorder: Recorder, set
     again.last_result = epoch_result(2, 0.55, stop_reason="patience")
     recorder.on_trial_complete(0, [], again)
     assert (only_row(setup)["epochs_run"], only_row(setup)["best_epoch"], only_row(setup)["attempts"]) == (2, 2, 2)
+
+
+@pytest.fixture
+def superseded(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial) -> Recorder:
+    """A recorder with one trial under way, whose driver another has followed."""
+    own = Ownership.claim(setup.run_root)
+    recorder = Recorder(Ledger(setup.run_root, check_writer=own.check), setup, RESOURCES)
+    recorder.on_trial_start(0, [], trial)
+    own.release()
+    RunPaths(setup.run_root).owner(2).write_text("{}")
+    return recorder
+
+
+CALLS = {
+    "step": lambda recorder, _: recorder.on_step_begin(0, []),
+    "result": lambda recorder, trial: recorder.on_trial_result(0, [], trial, epoch_result(1, 0.4)),
+    "end": lambda recorder, trial: recorder.on_trial_complete(0, [], trial),
+    "error": lambda recorder, trial: recorder.on_trial_error(0, [], trial),
+    "error to be sorted": lambda recorder, trial: recorder.note_error(trial),
+    "test": lambda recorder, _: recorder.add_test_scores(recorder.records[0].plan.trial_id, {"test_macro_recall": 0.5}),
+    "flush": lambda recorder, _: recorder.flush(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_whatever_comes_to_a_superseded_driver_ends_its_search(superseded: Recorder, trial: LooksLikeATrial, call: str) -> None:
+    trial.last_result = epoch_result(1, 0.4)
+    with pytest.raises(SupersededError, match=r"taken over by another search \(attempt 2\)"):
+        CALLS[call](superseded, trial)
+    assert isinstance(superseded.halted_by, SupersededError)
+
+
+def test_what_a_worker_found_of_another_owner_ends_the_search(recorder: Recorder, trial: LooksLikeATrial, tmp_path: Path) -> None:
+    """Folders on the network may show it to the worker first: its trial has not failed."""
+    recorder.on_trial_start(0, [], trial)
+    trial.error_file = str(tmp_path / "error.txt")
+    text = "The run 'run' was taken over by another search (attempt 2). This one stops."
+    (tmp_path / "error.txt").write_text(f"Traceback\n  ...\ntune_lung.errors.SupersededError: {text}\n")
+    with pytest.raises(SupersededError, match=f"^{re.escape(text)}$"):
+        recorder.note_error(trial)

@@ -1,6 +1,7 @@
 """A search under a real Ray over scripted trials: what the studies, the rungs and the ledger are told of each."""
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from optuna.trial import TrialState
 from ray import tune
 
 from tune_lung.config import RunConfig
+from tune_lung.errors import SupersededError
+from tune_lung.files import CheckWriter
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, new_manifest
 from tune_lung.space import Arm, Choice, SearchSpace
@@ -86,6 +89,8 @@ class Searched:
         space: SearchSpace = SPACE,
         max_concurrent: int = 1,
         searched_seconds: Callable[[], float] | None = None,
+        trainable: type[tune.Trainable] = ScriptedTrial,
+        check_writer: CheckWriter | None = None,
         **choices: Any,
     ) -> None:
         run = RunConfig(image_size=64)
@@ -107,7 +112,10 @@ class Searched:
             name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
         )
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent)
-        recorder = Recorder(Ledger.create(setup.run_root, manifest), setup, resources)
+        ledger = Ledger.create(setup.run_root, manifest)
+        if check_writer is not None:
+            ledger = Ledger(setup.run_root, check_writer=check_writer)
+        recorder = Recorder(ledger, setup, resources)
         studies = Studies(space, strategy, seed=0)
         if searched_seconds is not None:
             setup.run_root.joinpath(".owner.json").write_text('{"attempt": 1, "pid": 1, "is_out_of_time": true}')
@@ -118,7 +126,7 @@ class Searched:
             setup,
             resources,
             recorder,
-            trainable=ScriptedTrial,
+            trainable=trainable,
             searched_seconds=searched_seconds,
         )
         self.study = studies.studies[0]
@@ -219,3 +227,25 @@ def test_a_spent_time_budget_ends_the_running_trial_and_starts_no_other(tmp_path
     searched = Searched(tmp_path, time_budget_seconds=60.0, searched_seconds=lambda: next(moments))
     assert searched.trials[["status", "stop_reason", "epochs_run"]].to_numpy().tolist() == [["stopped", "time", 1]]
     assert [trial.state for trial in searched.study.trials] == [TrialState.PRUNED]
+
+
+class SilentTrial(ScriptedTrial):
+    """Reports nothing for long."""
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(60)
+        return super().step()
+
+
+def test_a_superseded_driver_ends_soon_though_nothing_is_reported(tmp_path: Path) -> None:
+    looks: list[float] = []
+
+    def check_writer() -> str:
+        looks.append(time.monotonic())
+        if looks[-1] - looks[0] > 3:
+            raise SupersededError("another has it")
+        return ""
+
+    with pytest.raises(SupersededError, match="another has it"):
+        Searched(tmp_path, trainable=SilentTrial, check_writer=check_writer)
+    assert time.monotonic() - looks[-1] < 30  # Ray gives the worker 10 seconds

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 
 from tune_lung.config import FIELD_TYPES, Point, PointValue, RunConfig, TrialConfig, checked_value, point_id
 from tune_lung.errors import InputError
-from tune_lung.files import make_folder, write_folder_to_disk
+from tune_lung.results.beginning import MOST_NAME_BYTES, begin_run, require_free
 from tune_lung.results.ledger import Ledger, Row
 from tune_lung.results.manifest import DataFacts, new_manifest
 from tune_lung.results.schema import StopReason, TrialStatus
@@ -118,36 +116,43 @@ def run_of(search: ForeignSearch) -> RecordedRun:
     )
 
 
-def write_run(recorded: RecordedRun, root: Path) -> None:
+def write_run(recorded: RecordedRun, root: Path, *, is_named: bool = True) -> Path:
     """Write a run as our own searches write it; the folder appears whole or not at all.
 
     Args:
         recorded: What to write.
         root: The run's folder; its name becomes the run's.
+        is_named: Whether the user chose the name; else a number is added where it is taken.
+
+    Returns:
+        The run's folder.
 
     Raises:
         InputError: The folder exists, or the tables cannot hold what was read.
     """
-    if os.path.lexists(root):
-        raise InputError(f"The run folder '{root.name}' exists already. Choose another --name or remove it.")
-    make_folder(root.parent)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=".import-") as unfinished:
-        try:
-            ledger = Ledger.create(Path(unfinished) / root.name, {**recorded.manifest, "name": root.name})
-            for trial in recorded.trials:
-                ledger.paths.part("predictions", trial.row["trial_id"])  # refuses an id that cannot name a file
-                ledger.write_trial(trial.row)
-                if trial.epochs:
-                    ledger.write_epochs(trial.row["trial_id"], trial.epochs)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"What was read is no run of tune_lung: {error}") from error
-        ledger.paths.root.rename(root)
-        write_folder_to_disk(root.parent)
+    if is_named:
+        require_free(root)
+    try:
+        ledger, ownership = begin_run(root, recorded.manifest, lambda ledger: _write_trials(recorded, ledger), is_named=is_named)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"What was read is no run of tune_lung: {error}") from error
+    ownership.release()
+    return ledger.paths.root
+
+
+def _write_trials(recorded: RecordedRun, ledger: Ledger) -> None:
+    for trial in recorded.trials:
+        ledger.paths.part("predictions", trial.row["trial_id"])  # refuses an id that cannot name a file
+        ledger.write_trial(trial.row)
+        if trial.epochs:
+            ledger.write_epochs(trial.row["trial_id"], trial.epochs)
 
 
 def folder_name(name: str) -> str:
     """Turn any name into one that a run's folder can have."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "imported"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:MOST_NAME_BYTES] or "imported"
 
 
 def best_epoch_of(epochs: Sequence[Row]) -> Row:

@@ -36,8 +36,12 @@ class RunPaths:
 
     @property
     def ownership(self) -> Path:
-        """Who writes the run now: see `tune_lung.results.ownership`."""
+        """Who writes the run, as earlier versions said it: one file for all attempts."""
         return self.root / ".owner.json"
+
+    def owner(self, attempt: int) -> Path:
+        """Return who writes the run in one attempt: see `tune_lung.results.ownership`."""
+        return self.root / f".owner-{attempt}.json"
 
     @property
     def lock(self) -> Path:

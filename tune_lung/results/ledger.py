@@ -17,7 +17,14 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_lung.errors import InputError
-from tune_lung.files import DamagedFileError, read_json_with_digest, set_aside, write_json_with_digest
+from tune_lung.files import (
+    CheckWriter,
+    DamagedFileError,
+    anyone_may_write,
+    read_json_with_digest,
+    set_aside,
+    write_json_with_digest,
+)
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
@@ -31,13 +38,16 @@ Row = Mapping[str, Any]
 class Ledger:
     """The tables and the manifest of one run, for writing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, check_writer: CheckWriter = anyone_may_write) -> None:
         """Point at a run; nothing is read or written yet.
 
         Args:
             root: The run's folder.
+            check_writer: Raises when this process must not write to the run any more; called before each file, and before
+                it takes its place.
         """
         self.paths = RunPaths(Path(root))
+        self.check_writer = check_writer
         self._shared_parts: dict[str, SharedParts] = {}
 
     @classmethod
@@ -54,34 +64,44 @@ class Ledger:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise InputError(f"The run folder '{root.name}' exists already. Choose another --name or remove it.")
         ledger = cls(root)
-        classes = tuple(manifest["data"]["classes"])
-        for table in TABLES:
-            write_part(ledger.paths.schema_part(table), table_schema(table, classes).empty_table())
-        ledger.write_manifest(manifest)
+        ledger.begin(manifest)
         return ledger
 
     @classmethod
-    def open(cls, root: Path, *, damaged: Iterable[str] = ()) -> Self:
+    def open(cls, root: Path, *, damaged: Iterable[str] = (), check_writer: CheckWriter = anyone_may_write) -> Self:
         """Go on with a run that exists.
 
         Args:
             root: The run's folder.
             damaged: Parts that a reader passed over, such as `epochs/3f2a.parquet`: they are set aside under hidden names.
+            check_writer: Raises when this process must not write to the run any more.
 
         Raises:
             InputError: The folder is no run.
         """
-        ledger = cls(root)
+        ledger = cls(root, check_writer=check_writer)
         ledger.read_manifest()
         for name in damaged:
             table, _, part = name.partition("/")
             if part:
                 path = ledger.paths.part(table, Path(part).stem)
+                check_writer()
                 set_aside(path, ledger.paths.damaged_part(table, path.stem))
         for table in TABLES:
             if not ledger._is_whole(table, ledger.paths.schema_part(table).stem):
-                write_part(ledger.paths.schema_part(table), ledger._schema(table).empty_table())
+                ledger._write_part(ledger.paths.schema_part(table), ledger._schema(table).empty_table())
         return ledger
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Write what every run has from its beginning: each table without rows, and the manifest.
+
+        Args:
+            manifest: The manifest; `data.classes` must be known.
+        """
+        classes = tuple(manifest["data"]["classes"])
+        for table in TABLES:
+            self._write_part(self.paths.schema_part(table), table_schema(table, classes).empty_table())
+        self.write_manifest(manifest)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -95,7 +115,7 @@ class Ledger:
             manifest: JSON values only; no host name, no absolute path.
         """
         for path in (self.paths.manifest, self.paths.manifest_copy):
-            write_json_with_digest(path, manifest)
+            write_json_with_digest(path, manifest, check_writer=self.check_writer)
 
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest.
@@ -132,7 +152,7 @@ class Ledger:
     def write_explanations(self, trial_id: str, rows: Iterable[Row]) -> None:
         """Replace one trial's explanations; each row gets the trial's id."""
         explanations = self._checked("explanations", [{**row, "trial_id": trial_id} for row in rows])
-        write_part(self.paths.part("explanations", trial_id), explanations)
+        self._write_part(self.paths.part("explanations", trial_id), explanations)
 
     def write_profile(self, trial_id: str, rows: Iterable[Row]) -> None:
         """Replace where one trial's time went; each row gets the trial's id."""
@@ -140,7 +160,7 @@ class Ledger:
 
     def write_run_profile(self, rows: Iterable[Row]) -> None:
         """Replace where the run's own time went."""
-        write_part(self.paths.part("profile", "run"), self._checked("profile", list(rows)))
+        self._write_part(self.paths.part("profile", "run"), self._checked("profile", list(rows)))
 
     def write_predictions(self, trial_id: str, predictions: pd.DataFrame) -> None:
         """Replace one trial's predictions on test.
@@ -173,7 +193,7 @@ class Ledger:
     def _replace(self, table: str, trial_id: str, rows: list[Row]) -> None:
         checked = self._checked(table, rows)
         if table not in self._shared_parts:
-            self._shared_parts[table] = SharedParts(self.paths, table, self._schema(table))
+            self._shared_parts[table] = SharedParts(self.paths, table, self._schema(table), check_writer=self.check_writer)
         self._shared_parts[table].replace(trial_id, checked)
 
     def _checked(self, table: str, rows: list[Row]) -> pa.Table:
@@ -186,7 +206,10 @@ class Ledger:
         schema = self._schema(table)
         _check_columns(table, frame.columns, schema)
         complete = frame.reindex(columns=schema.names)
-        write_part(self.paths.part(table, part), _table_of(table, complete, schema))
+        self._write_part(self.paths.part(table, part), _table_of(table, complete, schema))
+
+    def _write_part(self, path: Path, table: pa.Table) -> None:
+        write_part(path, table, check_writer=self.check_writer)
 
     def _schema(self, table: str) -> pa.Schema:
         return table_schema(table, self.classes)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tune_lung.files import set_aside, whole_file
+from tune_lung.files import CheckWriter, anyone_may_write, set_aside, whole_file
 from tune_lung.results.layout import RunPaths
 
 MOST_TRIALS = 16
@@ -31,9 +31,9 @@ class DamagedPartError(Exception):
     """A part is not what was written."""
 
 
-def write_part(path: Path, table: pa.Table) -> None:
-    """Write a part, whole and with checksums."""
-    with whole_file(path) as temporary:
+def write_part(path: Path, table: pa.Table, *, check_writer: CheckWriter = anyone_may_write) -> None:
+    """Write a part, whole and with checksums; `check_writer` as in `whole_file`."""
+    with whole_file(path, check_writer=check_writer) as temporary:
         # Dictionaries save nothing that the compression does not, and cost a third of the time.
         pq.write_table(table, temporary, write_page_checksum=True, use_dictionary=False)
 
@@ -63,15 +63,16 @@ def read_part(path: Path, schema: pa.Schema) -> pa.Table:
 class SharedParts:
     """One table's parts, for the one process that writes them."""
 
-    def __init__(self, paths: RunPaths, table: str, schema: pa.Schema) -> None:
+    def __init__(self, paths: RunPaths, table: str, schema: pa.Schema, *, check_writer: CheckWriter = anyone_may_write) -> None:
         """Find which part holds which trial.
 
         Args:
             paths: The run's paths.
             table: The table's name; its rows have a `trial_id`.
             schema: Its columns.
+            check_writer: Raises when this process must not write any more.
         """
-        self._paths, self._table, self._schema = paths, table, schema
+        self._paths, self._table, self._schema, self._check_writer = paths, table, schema, check_writer
         self._path_of = self._find_trials()
         self._newest = paths.schema_part(table)
         self._room_in_newest = 0
@@ -84,7 +85,7 @@ class SharedParts:
             rows: All its rows, in the table's schema.
         """
         path = self._path_for(trial_id)
-        write_part(path, pa.concat_tables([self._others(path, trial_id), rows]))
+        write_part(path, pa.concat_tables([self._others(path, trial_id), rows]), check_writer=self._check_writer)
 
     def _path_for(self, trial_id: str) -> Path:
         """Return a trial's part; a new trial goes to the newest part, or begins one when that is full."""
@@ -103,6 +104,7 @@ class SharedParts:
         except FileNotFoundError:
             return self._schema.empty_table()
         except DamagedPartError:
+            self._check_writer()
             aside = set_aside(path, self._paths.damaged_part(self._table, path.stem))
             _log.warning(
                 "%s/%s was damaged and is begun anew; what is left of it lies in %s.", self._table, path.name, aside.name

@@ -11,7 +11,7 @@ with a `best` of that epoch.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tune_lung.files import whole_file
+from tune_lung.files import CheckWriter, anyone_may_write, whole_file
 
 
 class DamagedCheckpointError(Exception):
@@ -42,18 +42,14 @@ class Checkpoint:
         return {name.removeprefix(f"{prefix}."): tensor for name, tensor in self.tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _anyone_may_write() -> None:
-    """Let everybody write."""
-
-
 @dataclass(frozen=True)
 class Checkpoints:
     """The folder of one trial's checkpoints."""
 
     directory: Path
     """Where they lie."""
-    check_writer: Callable[[], None] = field(default=_anyone_may_write, compare=False)
-    """Raises when this process must not write here any more; called before each file."""
+    check_writer: CheckWriter = field(default=anyone_may_write, compare=False)
+    """Raises when this process must not write here any more; called before each file, and before it takes its place."""
 
     @property
     def best(self) -> Path:
@@ -107,8 +103,7 @@ class Checkpoints:
         return None
 
     def _save(self, path: Path, previous: Path, checkpoint: Checkpoint) -> None:
-        self.check_writer()
-        save(path, checkpoint, previous=previous)
+        save(path, checkpoint, previous=previous, check_writer=self.check_writer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +128,27 @@ def _load_if_good(path: Path, damaged: list[str]) -> Checkpoint | None:
         return None
 
 
-def save(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
+def save(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    previous: Path | None = None,
+    check_writer: CheckWriter = anyone_may_write,
+) -> None:
     """Write a checkpoint whole, with a digest of its content in the header.
 
     Args:
         path: The file.
         checkpoint: What it holds.
         previous: Takes what the file held before, once the new content is on the disk; None keeps nothing of it.
+        check_writer: Raises when this process must not write here any more.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(dict(checkpoint.state), sort_keys=True)
-    with whole_file(path) as temporary:
+    with whole_file(path, check_writer=check_writer) as temporary:
         save_file(tensors, temporary, metadata={"state": state, "sha256": _digest(tensors, state)})
         if previous is not None and path.exists():
+            check_writer()
             path.replace(previous)
 
 

@@ -74,6 +74,11 @@ def is_for_lack_of_room(text: str) -> bool:
     return any(mark in _last_line(text) for mark in _NO_ROOM_MARKS)
 
 
+def is_for_another_owner(text: str) -> bool:
+    """Whether a traceback ends with a worker's finding that another driver owns the run."""
+    return "SupersededError" in _last_line(text)
+
+
 def has_traceback(kind: FailureKind) -> bool:
     """Whether a failure's text leads to what is to be mended; of a worker that is gone, Ray knows addresses alone."""
     return kind not in _TEXT_BY_KIND

@@ -142,6 +142,8 @@ class SearchSetup:
     """Whether trials take the time of their parts."""
     attempt: int = 0
     """Number of the run's ownership that workers work for; 0 where nobody owns it."""
+    owner_token: str = ""
+    """What tells that ownership from one of the same number in a run that was begun anew."""
     has_time_budget: bool = False
     """Whether trials ask if the time is spent."""
     hang_seconds: float = DEFAULT_HANG_SECONDS
@@ -187,13 +189,16 @@ class SearchSetup:
         """Return a trial's checkpoint folder, closed to workers of an earlier attempt."""
         return Checkpoints(RunPaths(self.run_root).checkpoints(plan.trial_id), self.check_attempt)
 
-    def check_attempt(self) -> None:
+    def check_attempt(self) -> str:
         """Refuse to write for an attempt that another has followed.
+
+        Returns:
+            What unfinished files of this one are marked with.
 
         Raises:
             SupersededError: Another driver owns the run now.
         """
-        require_attempt(self.run_root, self.attempt)
+        return require_attempt(self.run_root, self.attempt, self.owner_token)
 
     def is_out_of_time(self) -> bool:
         """Whether the driver has announced that the time budget is spent."""

@@ -4,14 +4,15 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from tune_lung.errors import InputError, NoRoomError, is_no_room
+from tune_lung.errors import InputError, NoRoomError, SupersededError, is_no_room
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus
 from tune_lung.strategy import Objective
@@ -22,6 +23,7 @@ from tune_lung.tuning.failures import (
     MOST_FAILURES,
     Failure,
     has_traceback,
+    is_for_another_owner,
     is_for_lack_of_room,
     kind_of,
     line_of,
@@ -34,6 +36,8 @@ from tune_lung.tuning.rungs import Decision
 from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+"""A driver that another has superseded ends within so long, whatever its trials do."""
 _EPOCH_COLUMNS = (
     "epoch",
     "train_loss",
@@ -77,6 +81,7 @@ class Recorder(DriverOnly, Callback):
         self._stop_reasons: dict[str, StopReason] = {}
         self._failures: dict[str, Failure] = {}
         self._ended_with: list[FailureKind | None] = []
+        self._looked_at = -math.inf
         self.halted_by: Exception | None = None
         """Why the whole search cannot go on."""
         for record in (*earlier.settled, *(record for record in earlier.records if record.has_unwritten_decisions)):
@@ -157,9 +162,13 @@ class Recorder(DriverOnly, Callback):
 
         Raises:
             NoRoomError: A disk is full: the search cannot go on.
+            SupersededError: Another driver owns the run now.
         """
+        self._check_owner()
         record = self._begun(trial)
         text = _error_text(trial)
+        if is_for_another_owner(text):
+            self._halt(SupersededError(_message_of(text)))
         if is_for_lack_of_room(text):
             self._halt(NoRoomError("A worker found no room left on its disk. Free some, and go on with --resume."))
         silent_seconds = time.monotonic() - record.moments[-1]
@@ -179,12 +188,23 @@ class Recorder(DriverOnly, Callback):
         """Count the failed attempts after which a trial was tried again."""
         return Counter(failure.kind for failure in self._failures.values() if not failure.is_final)
 
+    def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Look now and then who owns the run: Ray comes by many times a second, though nothing is reported.
+
+        Raises:
+            SupersededError: Another driver does.
+        """
+        if time.monotonic() - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
+            self._check_owner()
+            self._looked_at = time.monotonic()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Open the trial's record, or take it up again."""
         self._write(self._begun(trial))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
         """Add the epochs' rows; a diverged epoch has none."""
+        self._check_owner()  # before trackers hear of it
         record = self._record_by_ray_id[trial.trial_id]
         if failure_of(result) is not None:
             return
@@ -275,8 +295,12 @@ class Recorder(DriverOnly, Callback):
         self.halted_by = error
         raise error
 
+    def _check_owner(self) -> None:
+        with self._halting():
+            self._ledger.check_writer()
+
     def _write(self, record: TrialRecord) -> None:
-        try:
+        with self._halting():
             if record.epochs:
                 self._ledger.write_epochs(record.plan.trial_id, record.epochs)
             if record.decisions:
@@ -284,12 +308,25 @@ class Recorder(DriverOnly, Callback):
             if record.profile:
                 self._ledger.write_profile(record.plan.trial_id, record.profile)
             self._ledger.write_trial(record.row())
+        record.has_unwritten_decisions = False
+        record.flushed_at = time.monotonic()
+
+    @contextmanager
+    def _halting(self) -> Iterator[None]:
+        """Let the whole search end where the ledger cannot be written, or must not be."""
+        try:
+            yield
+        except SupersededError as error:
+            self._halt(error)
         except OSError as error:
             if is_no_room(error):
                 self._halt(NoRoomError("No room left for the run's tables. Free some, and go on with --resume."))
             self._halt(InputError(f"The run's tables cannot be written: {error.strerror}. Mend that, and go on with --resume."))
-        record.has_unwritten_decisions = False
-        record.flushed_at = time.monotonic()
+
+
+def _message_of(text: str) -> str:
+    """Return what a traceback's last line says, without the name of the error."""
+    return text.strip().splitlines()[-1].partition(": ")[2]
 
 
 def _error_text(trial: Trial) -> str:

@@ -13,6 +13,7 @@ from tune_lung.tuning.device import claim_device
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 
 _BATCH_SIZE = 128
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | None = None) -> pd.DataFrame:
@@ -63,11 +64,16 @@ def evaluate_sealed(
 
     Yields:
         Each trial with its predictions, in the order given, or what is wrong with its checkpoint.
+
+    Raises:
+        SupersededError: Another driver owns the run now.
     """
     task = ray.remote(_predictions_or_damage).options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
     shared = ray.put(setup)
     pending = [task.remote(plan, shared, best_epochs.get(plan.trial_id)) for plan in plans]
     for plan, reference in zip(plans, pending, strict=True):
+        while not ray.wait([reference], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+            setup.check_attempt()
         yield plan, ray.get(reference)
 
 

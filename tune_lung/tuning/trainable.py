@@ -137,9 +137,9 @@ class LungTrial(tune.Trainable):
         self._failure = ""
 
     def _write_validation_predictions(self, logits_NK: Tensor) -> None:
-        self._setup.check_attempt()
         frame = predictions_frame(logits_NK, self._store.part("validation"), self._store.classes)
-        Ledger(self._setup.run_root).write_validation_predictions(self._plan.trial_id, frame)
+        ledger = Ledger(self._setup.run_root, check_writer=self._setup.check_attempt)
+        ledger.write_validation_predictions(self._plan.trial_id, frame)
 
 
 @lru_cache(maxsize=64)

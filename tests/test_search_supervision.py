@@ -1,0 +1,144 @@
+"""A run is opened by one search, with all that it goes on from; what ends a search is written by its owner alone."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from tune_lung import search_request
+from tune_lung.data.prepare import PreparedData
+from tune_lung.errors import InputError, SupersededError
+from tune_lung.files import read_json_with_digest
+from tune_lung.results import ownership
+from tune_lung.results.layout import RunPaths
+from tune_lung.results.reader import read_run
+from tune_lung.resume_options import resumed_search
+from tune_lung.search_flow import _known_trials
+from tune_lung.search_options import search_parser
+from tune_lung.search_request import SearchRequest
+from tune_lung.search_supervision import _write_end, opened_ledger
+from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.proposals.studies import KnownTrial
+
+from tests.tuned_run import setup_of, write_tuned_run
+
+
+class FrozenClock(datetime):
+    """One second for ever."""
+
+    @classmethod
+    def now(cls, tz: object = None) -> datetime:
+        assert tz is UTC
+        return datetime(2026, 3, 1, 10, 0, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_request, "datetime", FrozenClock)
+
+
+def request_of(folder: Path, *options: str) -> SearchRequest:
+    arguments = ["--out", str(folder), *options]
+    return SearchRequest.new(search_parser(None).parse_args(arguments), arguments)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> SearchSetup:
+    return setup_of(tmp_path)
+
+
+@pytest.fixture
+def prepared(setup: SearchSetup) -> PreparedData:
+    images = pd.DataFrame({"path": ["a/1.png", "b/2.png"], "split": ["train", "test"]})
+    return PreparedData(store=setup.store, fingerprint=setup.data_fingerprint, classes=("a", "b"), images=images, synthetic=True)
+
+
+def test_two_searches_without_names_in_one_second_are_two_runs(
+    tmp_path: Path, setup: SearchSetup, prepared: PreparedData
+) -> None:
+    first, second = (request_of(tmp_path, "--seed", seed) for seed in "12")
+    assert first.root == second.root
+    with opened_ledger(first, setup, prepared, []) as (one, _, _), opened_ledger(second, setup, prepared, []) as (other, _, _):
+        assert one.paths.root == tmp_path / "freeze_grid-20260301-100000"
+        assert other.paths.root == tmp_path / "freeze_grid-20260301-100000-2"
+    for ledger, seed in ((one, 1), (other, 2)):
+        run = read_run(ledger.paths.root)
+        assert (run.name, run.manifest["seed"], len(run.images)) == (ledger.paths.root.name, setup.run.seed, 2)
+        assert f"{seed}" in run.manifest["command"]
+
+
+def test_of_two_searches_with_one_name_the_second_is_refused_and_the_run_is_the_firsts(
+    tmp_path: Path, setup: SearchSetup, prepared: PreparedData
+) -> None:
+    first, second = (request_of(tmp_path, "--name", "run", "--seed", seed) for seed in "12")
+    with opened_ledger(first, setup, prepared, []) as (ledger, own, _):
+        with pytest.raises(InputError, match="The run folder 'run' exists already"), opened_ledger(second, setup, prepared, []):
+            pass
+        own.check()
+        assert "1" in ledger.read_manifest()["command"]
+    with pytest.raises(InputError, match="exists already"):
+        request_of(tmp_path, "--name", "run")
+
+
+def test_what_a_run_was_taught_is_in_it_when_it_appears(
+    tmp_path: Path, setup: SearchSetup, prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(tmp_path, "--name", "run")
+    cell = request.space.cells()[0]
+    known = KnownTrial(cell=cell, values={}, state=TrialState.COMPLETE, objective_values=(0.5,), scores={1: 0.5})
+    rename, taught = ownership.rename_to_new, []
+
+    def look_and_rename(folder: Path, place: Path) -> None:
+        taught.append(read_json_with_digest(RunPaths(folder).lessons)["trials"][0]["cell"])
+        assert len(read_run(folder, only=("images",)).images) == 2
+        rename(folder, place)
+
+    monkeypatch.setattr(ownership, "rename_to_new", look_and_rename)
+    with opened_ledger(request, setup, prepared, [known]):
+        assert taught == [cell.name]
+
+
+def test_a_new_search_is_not_taught_by_what_happens_to_lie_in_its_place(
+    tmp_path: Path, setup: SearchSetup, prepared: PreparedData
+) -> None:
+    """Another search of that name may have begun since the name was found free."""
+    request = request_of(tmp_path, "--name", "run")
+    cell = request.space.cells()[0]
+    known = KnownTrial(cell=cell, values={}, state=TrialState.COMPLETE, objective_values=(0.5,), scores={1: 0.5})
+    with opened_ledger(request_of(tmp_path, "--name", "run"), setup, prepared, [known]):
+        pass
+    assert _known_trials(request, setup, Console()) == []
+
+
+def test_lessons_that_are_gone_are_told_of(
+    tmp_path: Path, setup: SearchSetup, prepared: PreparedData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = read_run(write_tuned_run(tmp_path / "teacher"))
+    request = replace(request_of(tmp_path, "--name", "run"), teacher=teacher)
+    with opened_ledger(request, setup, prepared, []) as (ledger, own, _):
+        pass
+    going_on = SearchRequest.to_go_on(resumed_search(ledger.paths.root, ["--resume", str(ledger.paths.root)]), own)
+    assert _known_trials(going_on, setup, Console()) == []
+    assert capsys.readouterr().out == ""
+    ledger.paths.lessons.unlink()
+    assert _known_trials(going_on, setup, Console()) == []
+    assert "warm_start.json is missing: going on without what the earlier run taught" in capsys.readouterr().out
+
+
+def test_the_end_is_written_by_the_runs_owner_alone(tmp_path: Path, setup: SearchSetup, prepared: PreparedData) -> None:
+    with opened_ledger(request_of(tmp_path, "--name", "run"), setup, prepared, []) as (ledger, _, _):
+        ledger.paths.owner(2).write_text("{}")
+        with pytest.raises(SupersededError, match="attempt 2"):
+            _write_end(ledger, "completed")
+    assert read_run(ledger.paths.root).manifest["status"] == "running"
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_an_out_that_is_no_folder_is_refused_before_anything_is_decoded(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--out .*: 'file' is no folder\. Give the folder that runs go to\."):
+        request_of(tmp_path / out)
