@@ -81,7 +81,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
             say(console, *_announcement(request, setup, resources, prepared))
             known = _known_trials(request, setup, console)
             if options.dry_run:
-                dry_run(request.space, request.strategy, setup, resources, console=console)
+                dry_run(request.space, request.strategy, setup, resources, console=console, keep=options.keep)
                 return None, 0
             _warn_of_room(request, resources, len(prepared.classes), console)
             ledger, ownership, found = owned.enter_context(opened_ledger(request, setup, prepared, known))
@@ -230,6 +230,13 @@ def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) 
 def _warn_of_room(request: SearchRequest, resources: Resources, num_classes: int, console: Console) -> None:
     offers = node_offers(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
     for warning in warnings_of_room(
-        request.space, request.strategy, request.run, resources, offers, num_classes=num_classes, out=request.root.parent
+        request.space,
+        request.strategy,
+        request.run,
+        resources,
+        offers,
+        num_classes=num_classes,
+        out=request.root.parent,
+        keep=request.options.keep,
     ):
         say(console, warning)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, PointValue, RunConfig, default_select_by, value_from_text
 from tune_lung.errors import InputError
+from tune_lung.results.layout import KEEPS
 from tune_lung.space import SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import (
@@ -146,6 +147,13 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
         default=[],
         choices=_PACKAGES_BY_TRACKER,
         help="tell another tool of every epoch; repeatable",
+    )
+    group.add_argument(
+        "--keep",
+        choices=KEEPS,
+        default="leaders",
+        help="networks that stay: of each cell's best and first point and of the front, of every trial (best), or all with what"
+        " training goes on from (default: %(default)s)",
     )
     group.add_argument("--profile", action="store_true", help="write down where each trial's time goes, and draw it")
     group.add_argument("--no-report", action="store_true", help="draw no figures at the end")

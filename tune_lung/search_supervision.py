@@ -200,6 +200,7 @@ def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
         earlier=earlier,
         trackers=request.options.tracker,
         before={TimePart.START: start_seconds, TimePart.STORE: store_seconds},
+        keep=request.options.keep,
     )
 
 
@@ -207,6 +208,9 @@ def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> list[str]
     """Say in lines what an attempt goes on from."""
     num_open = sum(record.status is TrialStatus.RUNNING for record in earlier.records)
     lines = [f"Attempt {attempt}: {len(earlier.records) - num_open} trials have ended, {num_open} go on"]
+    if earlier.num_anew:
+        trials, its = ("1 trial is", "its") if earlier.num_anew == 1 else (f"{earlier.num_anew} trials are", "their")
+        lines.append(f"{trials} trained again from {its} start: {its} state was not kept (--keep all keeps it)")
     if found.damaged:
         lines.append(f"Damaged and passed over: {', '.join(found.damaged)}; what was in them is done again")
     return lines

@@ -163,6 +163,11 @@ def num_duplicates(root: Path) -> int:
     return sum(int(getattr(run, table).duplicated(keys).sum()) for table, keys in _KEYS.items())
 
 
+def working_folders(temporary: Path) -> list[Path]:
+    """What searches have left in a temporary folder; torch's own cache of what it compiles has a name that never changes."""
+    return [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
+
+
 def parts_of(root: Path) -> list[Path]:
     """Every Parquet part with rows of a run."""
     paths = RunPaths(root)

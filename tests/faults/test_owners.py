@@ -180,10 +180,15 @@ def test_other_images_are_refused(killed: Path, tmp_path: Path) -> None:
     assert "error: --resume: the images are not those of 'run'" in printed
 
 
-def test_more_epochs_let_those_go_on_that_ended_for_want_of_them(tmp_path: Path, undisturbed: Path) -> None:
-    searched(*begin(tmp_path), "--max-epochs", "2")
+@pytest.mark.parametrize(("keep", "is_trained_again"), [("leaders", True), ("all", False)])
+def test_more_epochs_let_those_go_on_that_ended_for_want_of_them(
+    tmp_path: Path, undisturbed: Path, keep: str, is_trained_again: bool
+) -> None:
+    searched(*begin(tmp_path), "--max-epochs", "2", "--keep", keep)
     before = keys_of(tmp_path / "run")
-    searched("--resume", str(tmp_path / "run"), "--max-epochs", "4")
+    printed = searched("--resume", str(tmp_path / "run"), "--max-epochs", "4", "--keep", "leaders")
+    told = "3 trials are trained again from their start: their state was not kept (--keep all keeps it)"
+    assert (told in printed) == is_trained_again
     assert_nothing_lost({table: rows for table, rows in before.items() if "predictions" not in table}, tmp_path / "run")
     assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
 

@@ -262,8 +262,15 @@ def test_the_name_of_an_image_is_found_in_the_table_of_images_alone(tmp_path: Pa
         "random",
         "--tracker",
         "tensorboard",
+        status=-9,
+        fault={
+            "do": "kill driver",
+            "file": "*/predictions/.[0-9a-f]*.parquet.*",
+            "at": 1,
+        },  # or its working folders would be gone
         **environment,
     )
+    assert any(temporary.rglob("*.log"))
     assert MARKER not in printed
     assert "1 files left out (1 " in printed
     run = tmp_path / "run"

@@ -22,6 +22,7 @@ from tests.faults.search_process import (
     num_epochs,
     searched,
     wait_until,
+    working_folders,
 )
 
 pytestmark = pytest.mark.faults
@@ -126,10 +127,12 @@ def test_one_that_ran_out_of_memory_is_tried_again_alone(tmp_path: Path, undistu
 def test_a_search_that_is_told_to_end_closes_its_ledger_and_goes_on(
     tmp_path: Path, undisturbed: Path, number: signal.Signals, status: int
 ) -> None:
-    search = SearchProcess.start(*begin(tmp_path), "--max-epochs", "4")
-    wait_until(lambda: num_epochs(tmp_path / "run") > 0)
-    search.kill(number)
-    found, printed = search.end(timeout=30)
+    with TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as temporary:
+        search = SearchProcess.start(*begin(tmp_path), "--max-epochs", "4", TMPDIR=temporary)
+        wait_until(lambda: num_epochs(tmp_path / "run") > 0)
+        search.kill(number)
+        found, printed = search.end(timeout=30)
+        assert working_folders(Path(temporary)) == []
     assert found == status, printed
     assert "To go on: --resume" in printed
     assert read_run(tmp_path / "run").manifest["status"] == "interrupted"

@@ -168,7 +168,7 @@ def test_checkpoints_take_the_bytes_that_were_counted(make_job: MakeJob, tmp_pat
     job = make_job({"model": "resnet18", "frozen_blocks": 3, "weights": "random", "optimizer": optimizer, "max_epochs": 1})
     checkpoints = Checkpoints(tmp_path)
     list(fit(job, checkpoints))
-    counted = checkpoint_bytes(job.trial, job.build_network())
+    counted = checkpoint_bytes(job.trial.optimizer, job.build_network())
     sizes = checkpoints.best.stat().st_size, checkpoints.last.stat().st_size
     # Beside the tensors a file holds their names: about 120 bytes each, 122 tensors and twice as many of the optimizer.
     assert all(0 < size - expected < 122 * 3 * 150 for size, expected in zip(sizes, counted, strict=True))

@@ -8,14 +8,16 @@ import pytest
 from tune_lung.errors import InputError
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
+from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import StopReason, TrialStatus
-from tune_lung.strategy import Strategy
+from tune_lung.strategy import Strategy, parse_objectives
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.resume import earlier_attempts, replay
+from tune_lung.tuning.search_run import reopen_untestable
 
 from tests.tuned_run import TUNED, setup_of, write_tuned_run
 
@@ -129,13 +131,31 @@ def test_more_epochs_reopen_only_what_ended_for_want_of_them(run: Path) -> None:
             assert record.status is TrialStatus.COMPLETED
 
 
-def test_a_cells_best_trial_whose_checkpoint_is_damaged_is_trained_again(run: Path) -> None:
-    trials = read_run(run).trials
-    cell = trials[(trials["cell"] == "cnn") & trials["status"].isin(["completed", "stopped"])]
-    best = cell.loc[cell["selection_score"].idxmax(), "trial_id"]
-    for path in run.glob("checkpoints/*/best.safetensors"):  # those that are not a cell's best stay as they are
-        if path.parent.name in (best, cell["trial_id"].iloc[0]):
-            path.write_bytes(b"")
-    earlier, _, _, _ = resumed(run)
-    changed = {record.plan.trial_id for record in earlier.records if record.status is TrialStatus.RUNNING}
-    assert changed == {best, *trials.loc[trials["status"] == "running", "trial_id"]}
+@pytest.mark.parametrize("objectives", ["", "val_macro_recall:max,trainable_params:min"])
+def test_what_is_to_be_tested_and_has_no_good_network_is_trained_again(
+    tmp_path: Path, objectives: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of every repeat of each cell's best point and of the front; networks of others are not needed."""
+    changes = {"repeats": 2, "samples": 4} | ({"objectives": parse_objectives(objectives)} if objectives else {})
+    root = write_tuned_run(tmp_path / "run", space=SPACE, **changes)
+    trials = read_run(root).trials
+    trained = trials[trials["status"] != "failed"]
+    points = set(best_points(trained)["point_id"])
+    if objectives:
+        points |= set(pareto_front(point_means(trials, changes["objectives"]), changes["objectives"])["point_id"])
+    needed = sorted(trained.loc[trained["point_id"].isin(points), "trial_id"])
+    damaged, lost, outdated, *good = needed
+    for trial_id in (damaged, outdated, *good):
+        epoch = 1 if trial_id == outdated else 2
+        Checkpoints(RunPaths(root).checkpoints(trial_id)).save_best(Checkpoint(tensors={}, state={"epoch": epoch}))
+    (root / "checkpoints" / damaged / "best.safetensors").write_bytes(b"")
+    _, _, _, recorder = resumed(root, **changes)
+    assert reopen_untestable(recorder, strategy_of(**changes), setup_of(tmp_path), Ledger.open(root))
+    reopened = {record.plan.trial_id for record in recorder.records if record.status is TrialStatus.RUNNING}
+    assert reopened == {damaged, lost, outdated}
+    for text in ("cannot be read", "Its network was not kept.", "is of epoch 1 instead of 2"):
+        assert text in caplog.text
+    for trial_id in reopened:
+        Checkpoints(RunPaths(root).checkpoints(trial_id)).save_best(Checkpoint(tensors={}, state={"epoch": 2}))
+    _, _, _, recorder = resumed(root, **changes)
+    assert not reopen_untestable(recorder, strategy_of(**changes), setup_of(tmp_path), Ledger.open(root))

@@ -5,8 +5,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from tune_lung.errors import InputError
+
+KeepName: TypeAlias = Literal["leaders", "best", "all"]
+KEEPS: tuple[KeepName, ...] = get_args(KeepName)
+"""Which checkpoints stay: the leaders' networks, every trial's best network, or all with what training goes on from."""
 
 TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations", "profile")
 """The ledger's tables, each a folder of Parquet parts."""

@@ -1,6 +1,8 @@
 """Which trials are best: rules over rows of the table `trials`, the same for whoever tests, shows or exports them."""
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,17 @@ from tune_lung.results.schema import TrialStatus
 from tune_lung.strategy import Objective
 
 _POINT = ["cell", "point_id"]
+
+
+def mean(values: Iterable[float]) -> float:
+    """Average numbers, rounded once at the end, so that their order plays no part; minus infinity where there are none."""
+    listed = list(values)
+    return math.fsum(listed) / len(listed) if listed else -math.inf
+
+
+def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether one point is as good as another in everything that counts, and better in something; more is better in each."""
+    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))
 
 
 def best_points(trials: pd.DataFrame, within: Sequence[str] = ("cell",)) -> pd.DataFrame:
@@ -24,7 +37,7 @@ def best_points(trials: pd.DataFrame, within: Sequence[str] = ("cell",)) -> pd.D
     """
     scores = trials["selection_score"].where(trials["status"] != TrialStatus.FAILED)
     groups = [trials[name] for name in within]
-    by_point = scores.groupby([trials[name] for name in _POINT]).transform("mean").fillna(-np.inf)
+    by_point = _mean_by_point(trials, scores)
     best = by_point.groupby(groups, dropna=False).transform("max")
     kept = trials[by_point == best]
     first = kept.sort_values(_POINT).groupby(list(within), dropna=False)[_POINT].transform("first").loc[kept.index]
@@ -44,8 +57,9 @@ def point_means(trials: pd.DataFrame, objectives: Sequence[Objective]) -> pd.Dat
     """
     columns = [objective.column for objective in objectives]
     completed = trials[trials["status"] == TrialStatus.COMPLETED].dropna(subset=columns)
-    by_point = completed.groupby(_POINT, sort=False)
-    return by_point[columns].mean().assign(repeats=by_point.size()).reset_index()
+    means = completed.assign(**{name: _mean_by_point(completed, completed[name]) for name in columns})
+    by_point = means.groupby(_POINT, sort=False)
+    return by_point[columns].first().assign(repeats=by_point.size()).reset_index()
 
 
 def pareto_front(points: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
@@ -65,3 +79,14 @@ def pareto_front(points: pd.DataFrame, objectives: Sequence[Objective]) -> pd.Da
     columns = [objective.column for objective in objectives]
     ascending = [objective.direction == "min" for objective in objectives]
     return points[~np.array(is_beaten)].sort_values(columns, ascending=ascending, kind="stable")
+
+
+def _mean_by_point(trials: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """Give each row the mean of its point's values, null ones left out."""
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
+    points = list(zip(*(trials[name] for name in _POINT), strict=True))
+    own: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for point, number in zip(points, numbers, strict=True):
+        own[point] += [] if math.isnan(number) else [float(number)]
+    means = {point: mean(listed) for point, listed in own.items()}
+    return pd.Series([means[point] for point in points], index=trials.index, dtype=np.float64)

@@ -4,6 +4,8 @@
 validation images; `last` also the optimizer, the counters and every epoch's numbers, so that training can go on; `previous`
 is the `last` before it, and `previous_best` the `best` that belongs to it where that is another. Nothing here unpickles.
 
+Of a trial that goes on no more, `best` alone is needed, and that only where it leads: `remove` takes the rest away.
+
 `best` and `last` are written one after the other, so a kill between them leaves a `best` that is ahead of `last`, and a
 damaged `last` one that is ahead of `previous`. A state to go on from names the epoch of its best; it counts only together
 with a `best` of that epoch.
@@ -11,7 +13,11 @@ with a `best` of that epoch.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tune_lung.files import CheckWriter, anyone_may_write, whole_file
+
+_STATE_OR_UNFINISHED = re.compile(r"(last|previous|previous_best)\.safetensors|\.(best|last)\.safetensors\.[0-9a-f]{8}")
+"""Names of what training goes on from, and of what a killed worker left unfinished."""
 
 
 class DamagedCheckpointError(Exception):
@@ -71,6 +80,11 @@ class Checkpoints:
         """The one before `last`."""
         return self.directory / "previous.safetensors"
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state that training may go on from, whole or not."""
+        return self.last.exists() or self.previous.exists()
+
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Replace the best epoch's file; its state has the `epoch`."""
         self._save(self.best, self.previous_best, checkpoint)
@@ -92,6 +106,31 @@ class Checkpoints:
                 return Resumable(state=state, best=best, damaged=tuple(dict.fromkeys(damaged)))
         return Resumable(damaged=tuple(dict.fromkeys(damaged)))
 
+    def remove(self, *, keep_best: bool) -> None:
+        """Remove the checkpoints of a trial that goes on no more, and the folder if nothing else lies in it.
+
+        Only regular files with a checkpoint's name are removed, no link is followed, and what is not there is no harm.
+
+        Args:
+            keep_best: Whether the network of the best epoch stays.
+
+        Raises:
+            OSError: The disk does not let go of one.
+        """
+        with suppress(FileNotFoundError, NotADirectoryError), _opened(self.directory.parent) as parent:
+            with _opened(self.directory.name, parent) as folder:
+                names = filter(_STATE_OR_UNFINISHED.fullmatch, sorted(os.listdir(folder)))  # noqa: PTH208 - of a descriptor
+                for name in (*names, *(() if keep_best else (self.best.name,))):
+                    self._remove_file(name, folder)
+            with suppress(OSError):  # something lies in it
+                os.rmdir(self.directory.name, dir_fd=parent)
+
+    def _remove_file(self, name: str, folder: int) -> None:
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                self.check_writer()
+                os.unlink(name, dir_fd=folder)
+
     def _best_of(self, epoch: int, damaged: list[str]) -> Checkpoint | None:
         for path in (self.best, self.previous_best):
             found = _load_if_good(path, damaged)
@@ -104,6 +143,21 @@ class Checkpoints:
 
     def _save(self, path: Path, previous: Path, checkpoint: Checkpoint) -> None:
         save(path, checkpoint, previous=previous, check_writer=self.check_writer)
+
+
+@contextmanager
+def _opened(path: Path | str, parent: int | None = None) -> Iterator[int]:
+    """Open a folder that is no link.
+
+    Raises:
+        FileNotFoundError: There is none.
+        NotADirectoryError: It is a link, or something else.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

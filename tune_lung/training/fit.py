@@ -367,16 +367,16 @@ def _snapshot(state: _State, epoch: int) -> Checkpoint:
     return Checkpoint(tensors=_named("network", state.network) | tensors, state={**counters, "history": state.history})
 
 
-def checkpoint_bytes(trial: TrialConfig, network: Network) -> tuple[int, int]:
+def checkpoint_bytes(optimizer: str, network: Network) -> tuple[int, int]:
     """Count the bytes of the tensors in a trial's `best` and in its `last` checkpoint.
 
     Args:
-        trial: Names the optimizer.
-        network: Its network, or an outline of it.
+        optimizer: Its name.
+        network: The trial's network, or an outline of it.
     """
     best = sum(tensor.numel() * tensor.element_size() for tensor in changing_state(network).values())
     trained = sum(parameter.numel() * parameter.element_size() for parameter in trainable_parameters(network))
-    return best, best + _MOMENTS[trial.optimizer] * trained
+    return best, best + _MOMENTS[optimizer] * trained
 
 
 def _restore(state: _State, checkpoint: Checkpoint) -> None:

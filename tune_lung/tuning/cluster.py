@@ -3,11 +3,14 @@
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tune_lung.errors import InputError
+from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
 from tune_lung.working_folder import neutral_folder
 
 _RAY_SETTINGS = {
@@ -38,45 +41,48 @@ class Resources:
 def ray_session(address: str | None) -> Iterator[None]:
     """Start a local Ray, or join a running cluster, and leave it when the block ends.
 
+    What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours.
+
     Args:
         address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
 
     Raises:
-        InputError: There is no cluster at the address.
+        InputError: There is no cluster at the address, or the temporary folder is none for Ray.
     """
+    if address is not None:
+        with _ray_session(address, folder=None):
+            yield
+        return
+    parent = _temporary_folder()
+    with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path):
+        yield
+    remove_leftovers(parent)  # of a search that was killed a moment before this one began, its workers are gone by now
+
+
+def _temporary_folder() -> Path:
+    """Name the folder in which Ray makes its own; it is made where `RAY_TMPDIR` names one that is not there."""
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+@contextmanager
+def _ray_session(address: str, *, folder: Path | None) -> Iterator[None]:
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if address is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    if folder is not None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray closes a local cluster by a token; one in the environment spares it a file under HOME.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    with neutral_folder() as folder:
-        _begin(address, folder)
-        # Tune names failed trials at the end: the recorder does, at once.
-        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _begin(address: str | None, folder: str) -> None:
-    """Start or join Ray.
-
-    Args:
-        address: As for `ray_session`.
-        folder: What Ray takes for the working folder: it starts its workers there, and puts it on their path of imports.
-    """
-    import ray
-
     try:
-        with chdir(folder):
+        with neutral_folder() as working, chdir(working):  # Ray starts its workers there, and puts it on their path of imports
             ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
+                address=address,
+                include_dashboard=None if folder is None else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _temp_dir=None if folder is None else str(folder),
             )
     except ConnectionError as error:
         raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
@@ -84,6 +90,15 @@ def _begin(address: str | None, folder: str) -> None:
         if "AF_UNIX path length" not in str(error):
             raise
         raise InputError("The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one.") from error
+    except ValueError as error:
+        if "virtualenv" not in str(error):
+            raise
+        raise InputError("Ray keeps nothing in a virtual environment. Set RAY_TMPDIR to a folder outside of it.") from error
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it names failed trials at the end: the recorder does, at once
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @dataclass(frozen=True, kw_only=True)

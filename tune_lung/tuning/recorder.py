@@ -32,6 +32,7 @@ from tune_lung.tuning.failures import (
 from tune_lung.tuning.outcome import EPOCHS, failure_of, last_epoch
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import objective_values
+from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.rungs import Decision
 from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
@@ -62,7 +63,13 @@ class Recorder(DriverOnly, Callback):
     """Keeps one record per trial and writes it to the ledger: at least every 10 s, after each decision, and at its end."""
 
     def __init__(
-        self, ledger: Ledger, setup: SearchSetup, resources: Resources, *, earlier: EarlierAttempts | None = None
+        self,
+        ledger: Ledger,
+        setup: SearchSetup,
+        resources: Resources,
+        *,
+        earlier: EarlierAttempts | None = None,
+        retention: Retention | None = None,
     ) -> None:
         """Start with what earlier attempts left.
 
@@ -71,8 +78,10 @@ class Recorder(DriverOnly, Callback):
             setup: Works out each trial's identity.
             resources: What every trial gets.
             earlier: What they left; None at a run's beginning.
+            retention: Removes checkpoints that are needed no more; None removes none.
         """
         self._ledger, self._setup, self._resources = ledger, setup, resources
+        self._retention = retention
         earlier = earlier or EarlierAttempts()
         self._records = {record.plan.trial_id: record for record in earlier.records}
         self._loose_decisions = earlier.loose_decisions
@@ -91,6 +100,24 @@ class Recorder(DriverOnly, Callback):
     def records(self) -> list[TrialRecord]:
         """Every trial started so far, in the order of their proposal."""
         return list(self._records.values())
+
+    def so_far(self) -> EarlierAttempts:
+        """Give all that is known, as what a search goes on from."""
+        return EarlierAttempts(
+            records=self.records,
+            loose_decisions=self._loose_decisions,
+            num_decisions=self._num_decisions,
+            order=self._order,
+        )
+
+    def tidy(self) -> None:
+        """Remove the checkpoints that are needed no more of any trial.
+
+        Raises:
+            SupersededError: Another driver owns the run now.
+        """
+        if self._retention is not None:
+            self._retention.tidy(self.records)
 
     def running(self) -> list[TrialRecord]:
         """The trials that have started and not ended; those of earlier attempts once they go on."""
@@ -200,7 +227,9 @@ class Recorder(DriverOnly, Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Open the trial's record, or take it up again."""
-        self._write(self._begun(trial))
+        record = self._begun(trial)
+        self._write(record)
+        self._retain(record)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
         """Add the epochs' rows; a diverged epoch has none."""
@@ -280,6 +309,7 @@ class Recorder(DriverOnly, Callback):
         record.end(status, stop_reason, order=self._next_order())
         self._ended_with.append(record.failure_kind)
         self._write(record)
+        self._retain(record)
 
     def _next_order(self) -> int:
         self._order += 1
@@ -298,6 +328,12 @@ class Recorder(DriverOnly, Callback):
     def _check_owner(self) -> None:
         with self._halting():
             self._ledger.check_writer()
+
+    def _retain(self, record: TrialRecord) -> None:
+        """Remove what is needed no more now that the trial's row is on the disk."""
+        if self._retention is not None:
+            with self._halting():
+                self._retention.note(record)
 
     def _write(self, record: TrialRecord) -> None:
         with self._halting():

@@ -1,6 +1,5 @@
 """Going on from the ledger: earlier attempts' trials as records, and the studies brought to where those attempts had them."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.training.checkpoints import DamagedCheckpointError, load
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import (
@@ -39,7 +37,8 @@ def earlier_attempts(
     """Read what the attempts before left.
 
     A trial is finished when its row says so and its epochs are all there. Otherwise it goes on from its newest checkpoint,
-    which knows its epochs too. One that ended for want of epochs or of time goes on where there are more now.
+    which knows its epochs too. One that ended for want of epochs or of time goes on where there are more now. Where no
+    checkpoint was kept, it is trained again from its start.
 
     Args:
         run: The run as it lies there; parts of it may be damaged.
@@ -57,7 +56,7 @@ def earlier_attempts(
         for table, order in ((run.epochs, "epoch"), (run.decisions, "decision"), (run.profile, "epoch"))
     )
     predicted = set(run.validation_predictions["trial_id"])
-    records, begun = [], set()
+    records, begun, num_anew = [], set(), 0
     for row in plain_rows(run.trials):
         trial_id = row["trial_id"]
         record = _record_of(row, _plan_of(row, cells, setup))
@@ -65,10 +64,11 @@ def earlier_attempts(
         is_whole = len(record.epochs) >= row["epochs_run"] and (not record.epochs or trial_id in predicted)
         _reopen(record, is_whole=is_whole, is_time_left=is_time_left)
         records.append(record)
-        if row["status"] == TrialStatus.RUNNING and is_whole:
-            begun.add(trial_id)
+        if row["status"] == TrialStatus.RUNNING:
+            begun |= {trial_id} if is_whole else set()
+        elif record.status is TrialStatus.RUNNING:
+            num_anew += not setup.checkpoints(record.plan).has_state
     records.sort(key=lambda record: (record.proposed_order, record.plan.trial_id))
-    _reopen_untestable(records, setup)
     _restore_decisions(records, decisions, space, strategy)
     order = max((order for record in records for order in (record.proposed_order, record.ended_order or 0)), default=0)
     settled = [record for record in records if record.plan.trial_id in begun and record.has_all_epochs_to_its_stop]
@@ -78,7 +78,12 @@ def earlier_attempts(
     numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
     return EarlierAttempts(
-        records=records, settled=settled, loose_decisions=decisions, num_decisions=max(numbers, default=0), order=order
+        records=records,
+        settled=settled,
+        loose_decisions=decisions,
+        num_decisions=max(numbers, default=0),
+        order=order,
+        num_anew=num_anew,
     )
 
 
@@ -97,27 +102,6 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
         facts={name: row.get(name) for name in FACT_COLUMNS},
         test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
     )
-
-
-def _reopen_untestable(records: Sequence[TrialRecord], setup: SearchSetup) -> None:
-    """Let each cell's best trial be trained again if it is still to be tested, and its best checkpoint is damaged."""
-    ended = [record for record in records if record.best and record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED)]
-    best_of_cell = {record.plan.cell: record for record in sorted(ended, key=_score)}  # the last of a cell stays
-    for record in best_of_cell.values():
-        if not record.test_scores and not _has_good_best(record, setup):
-            record.status = TrialStatus.RUNNING
-
-
-def _score(record: TrialRecord) -> float:
-    return float(record.best["selection_score"]) if record.best else -math.inf
-
-
-def _has_good_best(record: TrialRecord, setup: SearchSetup) -> bool:
-    try:
-        found = load(setup.checkpoints(record.plan).best)
-    except (FileNotFoundError, DamagedCheckpointError):
-        return False
-    return record.best is not None and bool(found.state["epoch"] == record.best["epoch"])
 
 
 def _restore_decisions(

@@ -34,18 +34,28 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     store = setup.open_store()
     job = setup.training_job(plan, store=store, device=device)
     network = job.build_network()
-    load_changing_state(network, _best_of(plan, setup, best_epoch).part("network"))
+    load_changing_state(network, best_of(plan, setup, best_epoch).part("network"))
     part = store.open_test()
     batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
     logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)
     return predictions_frame(logits_NK, part, store.classes)
 
 
-def _best_of(plan: TrialPlan, setup: SearchSetup, epoch: int | None) -> Checkpoint:
+def best_of(plan: TrialPlan, setup: SearchSetup, epoch: int | None) -> Checkpoint:
+    """Load a trial's best network.
+
+    Args:
+        plan: The trial.
+        setup: Its run.
+        epoch: Epoch that it must be of; None takes any.
+
+    Raises:
+        DamagedCheckpointError: The checkpoint is not what was written, or not there.
+    """
     try:
         best = load(setup.checkpoints(plan).best)
     except FileNotFoundError as error:
-        raise DamagedCheckpointError("The checkpoint 'best' is not there.") from error
+        raise DamagedCheckpointError("Its network was not kept.") from error
     if epoch is not None and best.state["epoch"] != epoch:
         raise DamagedCheckpointError(f"The checkpoint 'best' is of epoch {best.state['epoch']} instead of {epoch}.")
     return best

@@ -1,7 +1,6 @@
 """One search: studies propose, Ray trains, a rule stops, the recorder writes; then the sealed evaluation."""
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,11 +11,13 @@ from ray.tune import Callback
 from rich.console import Console
 
 from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
+from tune_lung.results.layout import KeepName
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import with_test_opening
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.schema import TimePart, TrialStatus, probability_column
+from tune_lung.scratch import ScratchFolder
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.checkpoints import DamagedCheckpointError
@@ -26,9 +27,10 @@ from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
-from tune_lung.tuning.sealed_test import evaluate_sealed
+from tune_lung.tuning.sealed_test import best_of, evaluate_sealed
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 from tune_lung.tuning.uncounted_callbacks import leave_callbacks_uncounted
@@ -52,8 +54,11 @@ def run_search(
     earlier: EarlierAttempts | None = None,
     trackers: Sequence[str] = (),
     before: Mapping[TimePart, float] | None = None,
+    keep: KeepName = "leaders",
 ) -> list[TrialRecord]:
     """Search a space and evaluate each cell's best point on the test images.
+
+    A trial that is to be tested, and whose network was not kept or is damaged, is trained again first.
 
     Args:
         space: What is tried.
@@ -67,6 +72,7 @@ def run_search(
         earlier: What earlier attempts at this search left; None at its beginning.
         trackers: Names of other tools that are told of the trials, from `make_trackers`.
         before: Seconds that the run took before this call, for its profile.
+        keep: Which checkpoints stay.
 
     Returns:
         Every trial's record.
@@ -78,9 +84,9 @@ def run_search(
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     earlier = earlier or EarlierAttempts()
-    recorder = Recorder(ledger, setup, resources, earlier=earlier)
-    cells = search_order(space, strategy, setup.run, num_classes=len(ledger.classes))
-    studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
+    recorder = Recorder(ledger, setup, resources, earlier=earlier, retention=Retention(keep, strategy, setup))
+    recorder.tidy()
+    cells, known = search_order(space, strategy, setup.run, num_classes=len(ledger.classes)), tuple(known)
     view = ProgressView(
         recorder,
         space,
@@ -93,24 +99,34 @@ def run_search(
     opened = make_trackers(trackers, recorder, setup.run_root)
     started = time.monotonic()
     ownership.start_searching(strategy.time_budget_seconds)
+
+    def train_from(found: EarlierAttempts) -> None:
+        studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
+        callbacks, searched_seconds = [view, *opened], ownership.searched_seconds
+        train(
+            space,
+            strategy,
+            studies,
+            setup,
+            resources,
+            recorder,
+            callbacks=callbacks,
+            earlier=found,
+            searched_seconds=searched_seconds,
+        )
+
     try:
         with view:
-            train(
-                space,
-                strategy,
-                studies,
-                setup,
-                resources,
-                recorder,
-                callbacks=[view, *opened],
-                earlier=earlier,
-                searched_seconds=ownership.searched_seconds,
-            )
+            train_from(earlier)
+            budget = strategy.time_budget_seconds
+            if (budget is None or ownership.searched_seconds() < budget) and reopen_untestable(recorder, strategy, setup, ledger):
+                train_from(recorder.so_far())
     finally:
         if recorder.halted_by is None:
             recorder.flush()
     ownership.stop_searching()
     trained = time.monotonic()
+    recorder.tidy()
     _evaluate(recorder, strategy, setup, resources, ledger)
     if setup.profile:
         slot_seconds = resources.max_concurrent * (trained - started)
@@ -164,7 +180,7 @@ def train(
     )
     survive_killed_workers()
     leave_callbacks_uncounted()
-    with tempfile.TemporaryDirectory(prefix="tune_lung-ray-") as working_state:
+    with ScratchFolder() as working_state:
         tuner = tune.Tuner(
             bound,
             tune_config=tune.TuneConfig(
@@ -176,7 +192,7 @@ def train(
             ),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=working_state,
+                storage_path=str(working_state.path),
                 callbacks=[recorder, *callbacks],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
@@ -191,9 +207,23 @@ def train(
             raise recorder.halted_by from None  # Ray wraps what its callbacks raise
 
 
+def reopen_untestable(recorder: Recorder, strategy: Strategy, setup: SearchSetup, ledger: Ledger) -> bool:
+    """Let those be trained again that are to be tested, and whose network was not kept or is damaged; say whether any."""
+    untestable = []
+    for record in _to_be_tested(recorder, strategy, ledger):
+        try:
+            best_of(record.plan, setup, None if record.best is None else int(record.best["epoch"]))
+        except DamagedCheckpointError as damage:
+            _log.warning("Trial %s (%s) is trained again, to be tested. %s", record.plan.trial_id, record.plan.cell, damage)
+            untestable.append(record)
+    for record in untestable:
+        record.status = TrialStatus.RUNNING
+    return bool(untestable)
+
+
 def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resources: Resources, ledger: Ledger) -> None:
     """Open the test images once for what validation chose, and write down that they were opened."""
-    chosen = [record for record in _chosen_on_validation(recorder, strategy) if not _is_evaluated(record, ledger)]
+    chosen = _to_be_tested(recorder, strategy, ledger)
     if not chosen:
         return
     ledger.write_manifest(with_test_opening(ledger.read_manifest(), [record.plan.trial_id for record in chosen]))
@@ -204,6 +234,11 @@ def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resour
             continue
         ledger.write_predictions(plan.trial_id, predictions)
         recorder.add_test_scores(plan.trial_id, _test_scores(predictions, ledger.classes))
+
+
+def _to_be_tested(recorder: Recorder, strategy: Strategy, ledger: Ledger) -> list[TrialRecord]:
+    """Name the trials chosen on validation, but for those that were tested, and whose predictions are whole."""
+    return [record for record in _chosen_on_validation(recorder, strategy) if not _is_evaluated(record, ledger)]
 
 
 def _is_evaluated(record: TrialRecord, ledger: Ledger) -> bool:

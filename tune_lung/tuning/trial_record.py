@@ -123,9 +123,12 @@ class TrialRecord:
         )
 
     def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int) -> None:
-        """Take note of the trial's end: with the epoch it has told last, whatever an earlier attempt had after it."""
+        """Take note of the trial's end: with the epoch it has told last, whatever an earlier attempt had after it.
+
+        Where time ended it while it was trained again, what is known of it stays: it goes on with more time, from where it is.
+        """
         self.status, self.stop_reason, self.ended_order = status, stop_reason, order
-        if self.newest_epoch is not None:
+        if self.newest_epoch is not None and stop_reason is not StopReason.TIME:
             self.epochs = [row for row in self.epochs if row["epoch"] <= self.newest_epoch]
 
     def row(self) -> dict[str, Any]:
@@ -176,3 +179,5 @@ class EarlierAttempts:
     """Decisions taken."""
     order: int = 0
     """Proposals and ends counted."""
+    num_anew: int = 0
+    """Trials that had ended and go on, and are trained from their start, for the state that they ended with was not kept."""

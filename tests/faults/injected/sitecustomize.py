@@ -3,7 +3,8 @@
 Trackers that no fault test uses are hidden: Ray imports every one that it finds, for more than a second.
 
 `TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time, or each time where that is 0, that a process brings a file whose name
-matches `file` to the disk, between its writing and its renaming; with `once`, a path, at most once in all processes. `kill
+matches `file` to the disk, between its writing and its renaming, or where `when` is `before deletion` or `after deletion`, that
+it deletes such a file; with `once`, a path, at most once in all processes. `kill
 driver` and `kill self` are SIGKILL; `freeze` hangs; `fill memory` takes 8 GiB and waits to be ended; `spoil the loss`
 makes it `value` in every trial that the process begins afterwards; the others raise.
 """
@@ -22,7 +23,8 @@ if _fault is not None:
     os.environ.setdefault("TUNE_LUNG_FAULT_DRIVER", str(os.getpid()))
     _driver = int(os.environ["TUNE_LUNG_FAULT_DRIVER"])
     _count = 0
-    _fsync = os.fsync
+    _fsync, _unlink = os.fsync, os.unlink
+    _when = _fault.get("when", "before renaming")
 
     def _is_first() -> bool:
         try:
@@ -54,13 +56,29 @@ if _fault is not None:
         else:
             raise RuntimeError("injected")
 
-    def _fsync_with_fault(file: int) -> None:
+    def _path_of(descriptor: int) -> str:
+        return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - as little as can be in every process
+
+    def _act_if_it_is_time(path: str) -> None:
         global _count
-        path = os.readlink(f"/proc/self/fd/{file}")  # noqa: PTH115 - as little as can be in every process
         if fnmatch.fnmatch(path, _fault["file"]):
             _count += 1
             if _fault["at"] in (0, _count) and _is_first():
                 _act()
+
+    def _fsync_with_fault(file: int) -> None:
+        _act_if_it_is_time(_path_of(file))
         _fsync(file)
 
-    os.fsync = _fsync_with_fault
+    def _unlink_with_fault(path: str, *, dir_fd: int | None = None) -> None:
+        full = os.fspath(path) if dir_fd is None else f"{_path_of(dir_fd)}/{path}"
+        if _when == "before deletion":
+            _act_if_it_is_time(full)
+        _unlink(path, dir_fd=dir_fd)
+        if _when == "after deletion":
+            _act_if_it_is_time(full)
+
+    if _when == "before renaming":
+        os.fsync = _fsync_with_fault
+    else:
+        os.unlink = _unlink_with_fault

@@ -3,15 +3,17 @@
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from tune_lung.config import ResNetConfig, RunConfig, TrialConfig
+from tune_lung.config import RunConfig
 from tune_lung.errors import InputError
-from tune_lung.space import Arm, Grid, SearchSpace
-from tune_lung.strategy import Strategy
+from tune_lung.results.layout import KeepName
+from tune_lung.space import Arm, Choice, Grid, IntRange, SearchSpace
+from tune_lung.strategy import Strategy, parse_objectives
 from tune_lung.tuning.cluster import NodeOffer, Resources
+from tune_lung.tuning.forecasting.forecast import plan_cells
 from tune_lung.tuning.forecasting.room import (
     DiskNeed,
     check_disk,
@@ -42,13 +44,51 @@ def need(what: str, num_bytes: int, folder: Path, option: str = "--out") -> Disk
     return DiskNeed(what=what, folder=folder, num_bytes=num_bytes, option=option)
 
 
-def test_a_trial_keeps_four_checkpoints_and_adam_makes_two_of_them_larger() -> None:
-    resnet = TrialConfig(network=ResNetConfig(model="resnet18", frozen_blocks=4))
-    found = checkpoints_need([resnet] * 10, RunConfig(), num_classes=4, out=Path("runs"))
-    # ResNet18 at k = 4: the head's 2,052 parameters, 9,600 batch-norm statistics of 4 bytes and 20 counters of 8. Adam keeps
-    # two numbers for each parameter that it trains.
-    network = 4 * (2_052 + 9_600) + 20 * 8
-    assert found.num_bytes == 10 * (4 * network + 2 * 2 * 4 * 2_052)
+# ResNet18 at k = 4: the head's 2,052 parameters, 9,600 batch-norm statistics of 4 bytes and 20 counters of 8. Adam keeps
+# two numbers for each parameter that it trains.
+BEST = 4 * (2_052 + 9_600) + 20 * 8
+LAST = BEST + 2 * 4 * 2_052
+FRONT = parse_objectives("val_macro_recall:max,trainable_params:min")
+
+
+def checkpoint_bytes_of(keep: KeepName, *, slots: int = 2, **strategy: Any) -> int:
+    """What a search of 10 rates in one cell, and of the only point of another, is said to need for checkpoints."""
+    arms = (
+        Arm(model="resnet18", frozen_blocks=4, learning_rate=Choice(*(0.001 * number for number in range(1, 11)))),
+        Arm(model="resnet18", frozen_blocks=4, batch_size=16),
+    )
+    space = SearchSpace(name="resnets", arms=arms)
+    chosen = Strategy.for_space(space, sampler="exhaustive", scheduler="none", **strategy)
+    plans = plan_cells(space.cells(), chosen)
+    return checkpoints_need(plans, chosen, RunConfig(), keep=keep, slots=slots, num_classes=4, out=Path("runs")).num_bytes
+
+
+def test_trials_that_run_have_two_networks_two_states_and_one_that_is_written() -> None:
+    assert checkpoint_bytes_of("leaders", slots=2) - checkpoint_bytes_of("leaders", slots=1) == 2 * BEST + 3 * LAST
+
+
+def test_leaders_are_the_first_and_the_best_point_of_each_cell() -> None:
+    running = 2 * (2 * BEST + 3 * LAST)
+    assert checkpoint_bytes_of("leaders") == running + 3 * BEST  # of the cell with one point it is both
+    # All repeats of those three, and of the points that the two belong to which run, the two others.
+    assert checkpoint_bytes_of("leaders", repeats=3) == running + 3 * 3 * BEST + 2 * 2 * BEST
+    assert checkpoint_bytes_of("leaders", objectives=FRONT) == running + 11 * BEST  # every point may be on the front
+    assert checkpoint_bytes_of("best") == running + 11 * BEST
+    assert checkpoint_bytes_of("all") == running + 11 * 2 * (BEST + LAST)
+
+
+def test_no_more_run_than_there_are() -> None:
+    assert checkpoint_bytes_of("leaders", slots=1000) == 11 * (2 * BEST + 3 * LAST) + 3 * BEST
+
+
+def test_the_largest_network_of_a_cell_counts() -> None:
+    space = SearchSpace(name="depths", arms=(Arm(model="resnet18", frozen_blocks=IntRange(0, 4)),))
+    chosen = Strategy.for_space(space, samples=1)
+    need = checkpoints_need(
+        plan_cells(space.cells(), chosen), chosen, RunConfig(), keep="leaders", slots=1, num_classes=4, out=Path("runs")
+    )
+    best = 4 * (11_178_564 + 9_600) + 20 * 8  # as the README counts its parameters
+    assert need.num_bytes == best + 2 * best + 3 * (best + 2 * 4 * 11_178_564)
 
 
 @pytest.mark.usefixtures("_ten_gb_free")

@@ -7,6 +7,7 @@ from rich.progress import Progress
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.store import PixelStore
+from tune_lung.results.layout import KeepName
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cell_order import search_order
@@ -19,7 +20,15 @@ from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.scheduler import groups_of
 
 
-def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resources: Resources, *, console: Console) -> None:
+def dry_run(
+    space: SearchSpace,
+    strategy: Strategy,
+    setup: SearchSetup,
+    resources: Resources,
+    *,
+    console: Console,
+    keep: KeepName = "leaders",
+) -> None:
     """Print cells, trials, rungs, epochs, time, disk and memory of a search.
 
     Every kind of trial is trained for a few steps under the conditions of the search. Nothing is written but in the cache.
@@ -30,6 +39,7 @@ def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resource
         setup: What its trials share; its run's folder is not made.
         resources: What each trial would get.
         console: Where to print.
+        keep: Which checkpoints would stay.
 
     Raises:
         InputError: Disk, memory or GPU memory cannot hold the search.
@@ -41,11 +51,12 @@ def dry_run(space: SearchSpace, strategy: Strategy, setup: SearchSetup, resource
     epochs = foresee_epochs(trials, strategy, group_of=groups_of(space))
     show_plan(plans, epochs, strategy, compares_all=space.is_grid, console=console)
 
-    configs = [trial.trial for trial in trials]
-    checkpoints = checkpoints_need(configs, setup.run, num_classes=len(store.classes), out=setup.run_root.parent)
-    check_disk([checkpoints])
     offers = node_offers(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
     slots = max(1, min(resources.max_concurrent, len(trials), sum(offer.slots for offer in offers)))
+    checkpoints = checkpoints_need(
+        plans, strategy, setup.run, keep=keep, slots=slots, num_classes=len(store.classes), out=setup.run_root.parent
+    )
+    check_disk([checkpoints])
     measured = _measure(plans, strategy, setup, slots, console)
     features = _features_need(measured, setup)
     check_disk([checkpoints, features])

@@ -1,20 +1,24 @@
 """The room that a search needs on disk and in memory, against what is free; what cannot fit is refused."""
 
+import heapq
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, repeat
 from pathlib import Path
+from typing import NamedTuple
 
-from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.config import CnnConfig, ResNetConfig, RunConfig, TrialConfig
 from tune_lung.errors import InputError
 from tune_lung.models.network import network_outline
+from tune_lung.results.layout import KeepName
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import checkpoint_bytes
 from tune_lung.tuning.cluster import NodeOffer, Resources
-from tune_lung.tuning.forecasting.forecast import foresee_trials, plan_cells
+from tune_lung.tuning.forecasting.forecast import CellPlan, plan_cells
 
 _LEAST_WORKER_BYTES = 600_000_000
 """Memory of a worker that has imported torch and trains next to nothing; 790 MB measured, and other builds are smaller."""
@@ -35,23 +39,72 @@ class DiskNeed:
     """The option that moves them elsewhere."""
 
 
-def checkpoints_need(trials: Iterable[TrialConfig], run: RunConfig, *, num_classes: int, out: Path) -> DiskNeed:
-    """Count the checkpoints of a search: `best`, `last` and the ones before them, of every trial.
+class CheckpointSizes(NamedTuple):
+    """The largest checkpoints of a cell's trials, in bytes."""
+
+    best: int
+    """A network."""
+    last: int
+    """What training goes on from."""
+
+    @property
+    def ended(self) -> int:
+        """All that a trial leaves: its `best` and `last`, and the ones before them."""
+        return 2 * (self.best + self.last)
+
+    @property
+    def running(self) -> int:
+        """All that a trial takes while it runs: the same, and a new `last` that is being written."""
+        return self.ended + self.last
+
+
+def checkpoints_need(
+    plans: Sequence[CellPlan], strategy: Strategy, run: RunConfig, *, keep: KeepName, slots: int, num_classes: int, out: Path
+) -> DiskNeed:
+    """Count the checkpoints of a search when it has most of them: of the trials that run, and what is kept of the others.
 
     Args:
-        trials: Every trial of the search.
-        run: Its protocol and image size.
+        plans: Cells, and how many points each is given.
+        strategy: Repeats and objectives.
+        run: Protocol and image size.
+        keep: Which checkpoints stay.
+        slots: Trials at once at most.
         num_classes: Of the data.
         out: The parent of runs.
     """
+    sizes = _sizes_by_cell(plans, run, num_classes=num_classes)
+    counted = [(sizes[plan.cell.name], plan.num_points * strategy.repeats) for plan in plans]
+    num_bytes = sum(size.running for size in _largest(counted, slots))
+    if keep == "all":
+        num_bytes += sum(size.ended * count for size, count in counted)
+    elif keep == "best" or not strategy.has_one_objective:  # every point may be on the front
+        num_bytes += sum(size.best * count for size, count in counted)
+    else:
+        # Of each cell's first and best point every repeat; of a point some of whose repeats still run, the others.
+        points_kept = (
+            size.best * min(2, plan.num_points) * strategy.repeats for plan, (size, _) in zip(plans, counted, strict=True)
+        )
+        num_bytes += sum(points_kept) + sum(size.best for size in _largest(counted, slots)) * (strategy.repeats - 1)
+    return DiskNeed(what="checkpoints", folder=out, num_bytes=num_bytes, option="--out")
 
+
+def _sizes_by_cell(plans: Sequence[CellPlan], run: RunConfig, *, num_classes: int) -> dict[str, CheckpointSizes]:
     @cache
-    def trial_bytes(trial: TrialConfig) -> int:
-        outline = network_outline(trial.network, protocol=run.protocol, num_classes=num_classes, image_size=run.image_size)
-        best, last = checkpoint_bytes(trial, outline)
-        return 2 * (best + last)
+    def sizes_of(network: CnnConfig | ResNetConfig, optimizer: str) -> tuple[int, int]:
+        outline = network_outline(network, protocol=run.protocol, num_classes=num_classes, image_size=run.image_size)
+        return checkpoint_bytes(optimizer, outline)
 
-    return DiskNeed(what="checkpoints", folder=out, num_bytes=sum(map(trial_bytes, trials)), option="--out")
+    sizes = {}
+    for plan in plans:
+        trials = [TrialConfig.from_point(point) for point in (*plan.samples, *plan.cell.probes())]
+        best, last = zip(*(sizes_of(trial.network, trial.optimizer) for trial in trials), strict=True)
+        sizes[plan.cell.name] = CheckpointSizes(best=max(best), last=max(last))
+    return sizes
+
+
+def _largest(counted: Iterable[tuple[CheckpointSizes, int]], slots: int) -> list[CheckpointSizes]:
+    """Give the trials that take most room, as many as run at once."""
+    return heapq.nlargest(slots, chain.from_iterable(repeat(size, min(count, slots)) for size, count in counted))
 
 
 def warnings_of_room(
@@ -63,6 +116,7 @@ def warnings_of_room(
     *,
     num_classes: int,
     out: Path,
+    keep: KeepName = "leaders",
 ) -> list[str]:
     """Say in a line each what disk and memory may not hold, from what is known without training; a dry run measures.
 
@@ -74,16 +128,18 @@ def warnings_of_room(
         offers: The nodes.
         num_classes: Of the data.
         out: The parent of runs.
+        keep: Which checkpoints stay.
     """
-    trials = [trial.trial for trial in foresee_trials(plan_cells(space.cells(), strategy), strategy)]
-    warnings = []
-    need, free = checkpoints_need(trials, run, num_classes=num_classes, out=out), free_bytes(out)
+    plans, warnings = plan_cells(space.cells(), strategy), []
+    slots = min(resources.max_concurrent, strategy.repeats * sum(plan.num_points for plan in plans))
+    need = checkpoints_need(plans, strategy, run, keep=keep, slots=slots, num_classes=num_classes, out=out)
+    free = free_bytes(out)
     if need.num_bytes > free:
         warnings.append(
             f"The search may write {size_text(need.num_bytes)} of checkpoints, and {size_text(free)} are free there: when the"
             " disk is full it stops, and goes on with --resume"
         )
-    shortage = _shortage_of_memory(offers, slots=min(resources.max_concurrent, len(trials)), trial_bytes=_LEAST_WORKER_BYTES)
+    shortage = _shortage_of_memory(offers, slots=slots, trial_bytes=_LEAST_WORKER_BYTES)
     if shortage is not None:
         warnings.append(f"{shortage} A trial that ends for want of memory is tried once more, alone")
     return warnings
@@ -105,7 +161,7 @@ def check_disk(needs: Sequence[DiskNeed]) -> None:
             options = " or ".join(need.option for need in together)
             raise InputError(
                 f"The search may write {what}, and {size_text(free)} are free there. Free some, give another disk with"
-                f" {options}, or try fewer points."
+                f" {options}, or train fewer at once with --max-concurrent."
             )
 
 

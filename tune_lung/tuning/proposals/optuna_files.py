@@ -7,7 +7,6 @@ the file alone makes the run's trials again. Nothing is ever unpickled: sqlite f
 
 import os
 import sqlite3
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from tune_lung.results.imported import ForeignSearch, ForeignTrial, RecordedRun,
 from tune_lung.results.ledger import Row
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import SCHEMA_VERSION, TrialStatus, table_schema
+from tune_lung.scratch import ScratchFolder
 from tune_lung.space import Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace, Uniform
 from tune_lung.strategy import Objective, Strategy
 from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, outcome_of
@@ -84,7 +84,7 @@ def read_study(path: Path, name: str | None = None) -> RecordedRun:
         InputError: It is no file of Optuna's, it holds no such study or several, or nothing in it can be read as a trial.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="tune_lung-") as folder, _storage(_copied(path, Path(folder))) as storage:
+        with ScratchFolder() as folder, _storage(_copied(path, folder.path)) as storage:
             study = optuna.load_study(study_name=_study_name(storage, path, name), storage=storage)
             manifest, trials = study.user_attrs.get(_MANIFEST), study.get_trials(deepcopy=False)
             return _foreign_run(study, trials) if manifest is None else _own_run(manifest, trials)
