@@ -13,12 +13,13 @@ from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import interruptible
+from tune_lung.remembered import remember
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, Outcome, ended, new_manifest, resumed
+from tune_lung.results.manifest import DataFacts, Outcome, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
-from tune_lung.resume_options import check_same_data, check_same_weights, remember_command
+from tune_lung.resume_options import check_same_data, check_same_weights
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import SearchSetup
@@ -51,7 +52,7 @@ def opened_ledger(
     sources = {model: {"kind": s.kind, "name": s.name, "sha256": s.sha256} for model, s in setup.weights.items()}
     if request.resumed is None or request.ownership is None:
         ledger = _new_ledger(request, setup, prepared, known, sources)
-        remember_command(request.root, request.arguments, request.options)
+        remember(request.root, ledger.read_manifest(), request.options)
         with Ownership.claim(request.root, at_least=1) as ownership:
             yield ledger, ownership, None
         return
@@ -65,11 +66,12 @@ def opened_ledger(
         arguments=request.arguments,
         space=request.space,
         strategy=request.strategy,
+        settings=_settings(request),
     )
     ledger.write_manifest(manifest)
     if not ledger.has_images():
         ledger.write_images(prepared.images)
-    remember_command(request.root, request.arguments, request.options)
+    remember(request.root, manifest, request.options)
     yield ledger, request.ownership, found
 
 
@@ -95,12 +97,17 @@ def _new_ledger(
         run=setup.run,
         data=facts,
         weights=sources,
+        settings=_settings(request),
     )
     ledger = Ledger.create(request.root, {**manifest, "warm_start": request.teacher.name if request.teacher else None})
     if known:
         write_json_with_digest(ledger.paths.lessons, lessons_as_json(known))
     ledger.write_images(prepared.images)
     return ledger
+
+
+def _settings(request: SearchRequest) -> SearchSettings:
+    return SearchSettings(limit=request.options.limit, strict_data=request.options.strict_data)
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:

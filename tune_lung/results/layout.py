@@ -7,7 +7,8 @@ from pathlib import Path
 TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations", "profile")
 """The ledger's tables, each a folder of Parquet parts."""
 
-_PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""What may name a part of a table, and so a trial."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RunPaths:
         Raises:
             ValueError: There is no such table, or the part cannot be a file's name.
         """
-        if not _PART_NAME.fullmatch(part):
+        if not PART_NAME.fullmatch(part):
             raise ValueError(f"{part!r} cannot name a part of the table {table}: use letters, digits, '_', '-' and '.'.")
         return self.table(table) / f"{part}.parquet"
 

@@ -19,11 +19,14 @@ from types import TracebackType
 from typing import Self
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from tune_lung.errors import InputError
-from tune_lung.files import write_text_whole
+from tune_lung.files import plain_json, read_regular_file, write_text_whole
 from tune_lung.results.layout import RunPaths
+from tune_lung.shapes import AttemptNumber, Count, Seconds, built_from_json
 
+_MOST_BYTES = 10_000
 _SECONDS_BETWEEN_BEATS = 1.0
 _SECONDS_TO_WATCH = 2.5
 """A heartbeat that stands still for so long is a dead driver's."""
@@ -37,18 +40,21 @@ class SupersededError(Exception):
 class Owner:
     """What `.owner.json` says."""
 
-    attempt: int
+    attempt: AttemptNumber
     """Number of the ownership, from 1."""
-    pid: int
+    pid: Count
     """The driver's process."""
-    beat: int = 0
+    beat: Count = 0
     """Rises every second while the driver lives."""
     has_ended: bool = False
     """Whether the driver let the run go by itself."""
-    searched_seconds: float = 0.0
+    searched_seconds: Seconds = 0.0
     """What this and all earlier attempts spent on searching."""
     is_out_of_time: bool = False
     """Whether the time budget is spent: every trial ends with the epoch it is in."""
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 class Ownership:
@@ -159,8 +165,9 @@ class Ownership:
 def read_owner(paths: RunPaths) -> Owner | None:
     """Read who owns a run; None where nobody ever did, or the file is damaged."""
     try:
-        return Owner(**json.loads(paths.ownership.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = plain_json(read_regular_file(paths.ownership, most_bytes=_MOST_BYTES), name=paths.ownership.name)
+        return built_from_json(_OWNER, content)
+    except (OSError, ValueError):
         return None
 
 

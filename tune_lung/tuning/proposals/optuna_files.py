@@ -32,7 +32,7 @@ from tune_lung.results.ledger import Row
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import SCHEMA_VERSION, TrialStatus, table_schema
 from tune_lung.space import Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace, Uniform
-from tune_lung.strategy import Objective, Strategy
+from tune_lung.strategy import Objective, recorded_objectives
 from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, outcome_of
 
 _MANIFEST = "tune_lung_manifest"
@@ -213,7 +213,7 @@ def _frozen_trial(
 
 
 def _objectives(run: Run) -> tuple[Objective, ...]:
-    return Strategy.from_json(run.manifest["strategy"]).objectives
+    return recorded_objectives(run.manifest["strategy"])
 
 
 def _copied(path: Path, folder: Path) -> Path:

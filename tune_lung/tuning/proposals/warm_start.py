@@ -18,7 +18,7 @@ from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.space_changes import space_changes
-from tune_lung.strategy import Objective, Strategy
+from tune_lung.strategy import Objective, Strategy, recorded_objectives
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Values, objective_values, outcome_of, outcome_of_repeats
 
@@ -206,9 +206,9 @@ def _differences(earlier: Run, space: SearchSpace, strategy: Strategy, run: RunC
         there, here = earlier.manifest[name], getattr(run, name)
         if there is not None and there != here:  # null: an imported run does not know it
             yield name, there, here
-    then = Strategy.from_json(earlier.manifest["strategy"])
-    if then.objectives != strategy.objectives:
-        yield "objective", _shown(then.objectives), _shown(strategy.objectives)
+    then = recorded_objectives(earlier.manifest["strategy"])
+    if then != strategy.objectives:
+        yield "objective", _shown(then), _shown(strategy.objectives)
     yield from space_changes(SearchSpace.from_json(earlier.manifest["space"]), space, may_differ=_MAY_DIFFER)
 
 
