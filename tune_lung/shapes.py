@@ -87,8 +87,8 @@ AttemptNumber: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 """Number of an attempt at a run."""
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 """A finite number."""
-Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A span of time."""
+Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite number that is not negative."""
 ListOf: TypeAlias = Annotated[list[_T], FailFast()]
 """A list that is given up at its first wrong item, however many there are."""
 DISTINCT = AfterValidator(_distinct)

@@ -190,6 +190,10 @@ class Cell:
         """Complete the cell's point with a value for each sampled axis."""
         return dict(self.point) | {name: checked_value(name, values[name]) for name in self.axes}
 
+    def may_sample(self, values: Mapping[str, PointValue]) -> bool:
+        """Whether values, each in its field's own type, are one for each axis and lie on it."""
+        return self.axes.keys() == values.keys() and all(_is_on(axis, name, values[name]) for name, axis in self.axes.items())
+
     def num_values(self) -> int | None:
         """Count the combinations of its axes' values; None where an axis is continuous."""
         listed = [axis.all_values() for axis in self.axes.values()]
@@ -470,6 +474,14 @@ def _from_plain(content: Any) -> Any:
             raise InputError(f"There is no axis of the kind '{name}'. {did_you_mean(name, kinds)}")
         return kinds[name](*map(_from_plain, inner)) if isinstance(inner, list) else kinds[name](**inner)
     return tuple(map(_from_plain, content)) if isinstance(content, list) else content
+
+
+def _is_on(axis: SampledAxis, name: str, value: PointValue) -> bool:
+    if isinstance(axis, Choice):
+        return any(checked_value(name, own) == value for own in axis.values)
+    if isinstance(axis, IntRange) and isinstance(value, float) and value.is_integer():  # a field of real numbers
+        return axis.contains(int(value))
+    return axis.contains(value)
 
 
 def _counted(number: int) -> str:

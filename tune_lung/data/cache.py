@@ -22,9 +22,12 @@ from typing import Any, Self
 
 import platformdirs
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from tune_lung.errors import InputError, NoRoomError, is_no_room
 from tune_lung.files import DamagedFileError, read_json_with_digest, sha256_of_file, write_json_with_digest
+from tune_lung.shapes import require_shape
 
 DEFAULT_SIZE_BYTES = 20 * 10**9
 _DIGESTS = ".digests.json"
@@ -34,6 +37,15 @@ _SETTLED_NS = 2 * 10**9
 
 
 _log = logging.getLogger(__name__)
+
+
+class _RememberedShape(TypedDict):
+    """What a file of remembered digests holds."""
+
+    files: dict[str, list[Any]]
+
+
+_REMEMBERED = TypeAdapter(_RememberedShape)
 
 
 @dataclass(kw_only=True)
@@ -242,10 +254,10 @@ class Digests:
 
     def _load(self) -> dict[str, Any]:
         try:
-            files: dict[str, Any] = read_json_with_digest(self.path)["files"]
-        except (OSError, DamagedFileError, KeyError):
+            files = require_shape(_REMEMBERED, read_json_with_digest(self.path))["files"]
+        except (OSError, ValueError):
             return {}
-        return files
+        return {name: entry for name, entry in files.items() if _is_remembered(entry)}
 
 
 def num_workers() -> int:
@@ -257,6 +269,14 @@ def num_workers() -> int:
 def content_key(content: Mapping[str, object] | Sequence[object]) -> str:
     """Hash JSON values into the key of an entry, 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _is_remembered(entry: list[Any]) -> bool:
+    """Whether an entry is a stamp of `_stamp` and a digest."""
+    match entry:
+        case [[int(), int(), int()], str() | None]:
+            return True
+    return False
 
 
 def _stamp(path: Path) -> list[int] | None:

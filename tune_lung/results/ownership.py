@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from tune_lung.errors import InputError
 from tune_lung.files import plain_json, read_regular_file, write_text_whole
 from tune_lung.results.layout import RunPaths
-from tune_lung.shapes import AttemptNumber, Count, Seconds, built_from_json
+from tune_lung.shapes import Amount, AttemptNumber, Count, built_from_json
 
 _MOST_BYTES = 10_000
 _SECONDS_BETWEEN_BEATS = 1.0
@@ -48,7 +48,7 @@ class Owner:
     """Rises every second while the driver lives."""
     has_ended: bool = False
     """Whether the driver let the run go by itself."""
-    searched_seconds: Seconds = 0.0
+    searched_seconds: Amount = 0.0
     """What this and all earlier attempts spent on searching."""
     is_out_of_time: bool = False
     """Whether the time budget is spent: every trial ends with the epoch it is in."""

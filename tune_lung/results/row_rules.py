@@ -71,6 +71,8 @@ def require_rows(table: str, rows: pa.Table, classes: Sequence[str]) -> None:
             _require_values(field, rows[field.name])
         if table in ("predictions", "validation_predictions"):
             _require_predictions(rows, classes)
+        if table == "profile":  # the run's own time belongs to no epoch
+            _require(rows["trial_id"].is_null().equals(rows["epoch"].is_null()), "epoch", "is null")
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedPartError(f"The table {table}: {error}") from error
 

@@ -11,17 +11,21 @@ with a `best` of that epoch.
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from tune_lung.files import whole_file
+from tune_lung.files import plain_json, whole_file
+from tune_lung.shapes import Count, ListOf, Number, require_shape
 
 
 class DamagedCheckpointError(Exception):
@@ -156,16 +160,36 @@ def load(path: Path) -> Checkpoint:
         FileNotFoundError: There is no such file.
         DamagedCheckpointError: The file was cut, changed or never was a checkpoint.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would hang whoever opens it
+        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' is no regular file.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+        state = metadata.get("state", "")
+        digest = _digest(tensors, state)
+    except (SafetensorError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # number formats unknown to torch
         raise DamagedCheckpointError(f"The checkpoint '{path.stem}' cannot be read: {error}") from error
-    state = metadata.get("state", "")
-    if metadata.get("sha256") != _digest(tensors, state):
+    if metadata.get("sha256") != digest:
         raise DamagedCheckpointError(f"The checkpoint '{path.stem}' does not match its digest.")
-    return Checkpoint(tensors=tensors, state=json.loads(state))
+    try:
+        content = plain_json(state, name="its state")
+        require_shape(_STATE, content)
+    except ValueError as error:
+        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' holds no state of training: {error}") from error
+    return Checkpoint(tensors=tensors, state=content)
+
+
+class _StateShape(TypedDict):
+    """What every checkpoint's state has; one to go on from has more."""
+
+    epoch: Count
+    best_epoch: NotRequired[Count]
+    best_score: NotRequired[Number]
+    history: NotRequired[ListOf[dict[str, Any]]]
+
+
+_STATE = TypeAdapter(_StateShape)
 
 
 def _digest(tensors: Mapping[str, Tensor], state: str) -> str:
