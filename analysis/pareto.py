@@ -29,7 +29,7 @@ from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import pareto_front, point_means
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import TrialStatus
-from tune_lung.strategy import Objective, Strategy
+from tune_lung.strategy import Objective, recorded_objectives
 
 _TEST = "test_macro_recall"
 _BOUNDS = (f"{_TEST}_low", f"{_TEST}_high")
@@ -81,7 +81,7 @@ _QUANTITIES = {
 
 def objectives_of(run: Run) -> tuple[Objective, ...]:
     """List what the run's search was told to trade off; a single one is the selection score."""
-    return Strategy.from_json(run.manifest["strategy"]).objectives
+    return recorded_objectives(run.manifest["strategy"])
 
 
 def point_table(run: Run) -> pd.DataFrame:

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeAlias, get_args, get_origin, get_type_hints
 
-from tune_lung.errors import InputError, did_you_mean
+from pydantic import TypeAdapter
+
+from tune_lung.errors import InputError, did_you_mean, shortened
+from tune_lung.shapes import WrongShapeError, built_from_json
 
 PointValue: TypeAlias = str | int | float | tuple[int, ...]
 """A value that one field of a trial can take."""
@@ -32,6 +35,12 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 MODELS: tuple[str, ...] = ("cnn", *get_args(ResNetName))
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+MOST_EPOCHS = 1_000_000
+"""Epochs that a trial may ask for."""
+_LARGEST_COUNT = 2**31 - 1  # what a column of the tables can hold
+_MOST_STAGES = 64
+_MOST_CHANNELS = 2**18
+_LARGEST_KERNEL = 1023
 BUDGET_FIELDS = ("max_epochs", "patience")
 """Fields that say how long a trial may train, not what is trained: they are no part of a point's identity."""
 
@@ -42,7 +51,7 @@ def _require(condition: bool, text: str) -> None:
 
 
 def _require_choice(name: str, value: str, alias: Any) -> None:
-    _require(value in get_args(alias), f"{name} cannot be {value!r}. {did_you_mean(str(value), get_args(alias))}")
+    _require(value in get_args(alias), f"{name} cannot be {shortened(repr(value))}. {did_you_mean(str(value), get_args(alias))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +108,12 @@ class CnnConfig:
             1 <= len(self.channels) == len(self.kernel_sizes),
             f"channels and kernel_sizes must have one value per stage, not {len(self.channels)} and {len(self.kernel_sizes)}.",
         )
+        _require(len(self.channels) <= _MOST_STAGES, f"channels must be at most {_MOST_STAGES}, one for each stage.")
         _require(all(channels >= 1 for channels in self.channels), f"channels must be at least 1, not {self.channels}.")
+        _require(max(self.channels) <= _MOST_CHANNELS, f"channels must be at most {_MOST_CHANNELS}, not {self.channels}.")
         _require(
-            all(size >= 1 and size % 2 == 1 for size in self.kernel_sizes),
-            f"kernel_sizes must be odd and positive, not {self.kernel_sizes}.",
+            all(1 <= size <= _LARGEST_KERNEL and size % 2 == 1 for size in self.kernel_sizes),
+            f"kernel_sizes must be odd and positive, at most {_LARGEST_KERNEL}, not {self.kernel_sizes}.",
         )
         layers = (self.channels, self.kernel_sizes, self.padding)
         _require(
@@ -193,6 +204,7 @@ class TrialConfig:
         _require(0 <= self.weight_decay <= 10, f"weight_decay must be 0 to 10, not {self.weight_decay}.")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing must be 0 to under 1, not {self.label_smoothing}.")
         _require(self.max_epochs >= 1, f"max_epochs must be at least 1, not {self.max_epochs}.")
+        _require(self.max_epochs <= MOST_EPOCHS, f"max_epochs must be at most {MOST_EPOCHS}, not {self.max_epochs}.")
         _require(self.patience >= 1, f"patience must be at least 1, not {self.patience}.")
         for name, alias in _CHOICE_FIELDS.items():
             _require_choice(name, getattr(self, name), alias)
@@ -264,6 +276,18 @@ class RunConfig:
         _require_choice("select_by", self.select_by, SelectBy)
         _require(16 <= self.image_size <= 1024, f"image_size must be 16 to 1024 pixels, not {self.image_size}.")
         _require(0 <= self.seed < 2**63, f"seed must be 0 to 2**63 - 1, not {self.seed}.")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what all trials share back from a manifest.
+
+        Raises:
+            InputError: It holds something that this version does not know.
+        """
+        try:
+            return built_from_json(TypeAdapter(cls), content)
+        except WrongShapeError as error:
+            raise InputError(str(error)) from error
 
     def check_fits(self, trial: TrialConfig) -> None:
         """Refuse a network whose layers need a larger image.
@@ -365,16 +389,22 @@ def checked_value(name: str, value: object) -> PointValue:
         InputError: There is no such field, or the value has another type.
     """
     if name not in FIELD_TYPES:
-        raise InputError(f"There is no field '{name}'. {did_you_mean(name, FIELD_TYPES)}")
+        raise InputError(f"There is no field '{shortened(name)}'. {did_you_mean(name, FIELD_TYPES)}")
     kind = FIELD_TYPES[name]
-    if kind is tuple and isinstance(value, list | tuple) and all(type(item) is int for item in value):
+    if type(value) is int and abs(value) > _LARGEST_COUNT:
+        raise InputError(f"{name} cannot be a whole number of more than 31 bits.")
+    if kind is tuple and isinstance(value, list | tuple) and all(_is_count(item) for item in value):
         return tuple(value)
     if kind is float and type(value) in (int, float):
         return float(value)  # type: ignore[arg-type]
     if kind is not tuple and type(value) is kind:
         return value  # type: ignore[return-value]
     expected = {str: "a text", int: "a whole number", float: "a number", tuple: "a list of whole numbers"}[kind]
-    raise InputError(f"{name} must be {expected}, not {value!r}.")
+    raise InputError(f"{name} must be {expected}, not {shortened(repr(value))}.")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and abs(value) <= _LARGEST_COUNT
 
 
 def value_from_text(name: str, text: str) -> PointValue:

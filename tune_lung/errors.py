@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 from tune_lung.printable import in_one_line
 
+_MOST_SHOWN = 120
+
 
 class InputError(ValueError):
     """Something the user can mend: bad input, a missing file, an impossible option.
@@ -32,6 +34,11 @@ def is_no_room(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def shortened(text: str) -> str:
+    """Cut a text that may be a stranger's to what a line can show."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Phrase the nearest allowed word and the list of all of them.
 
@@ -43,7 +50,7 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
         A text such as `Did you mean 'freeze_grid'? Allowed: cnn, freeze_grid.`; without a near word only the list.
     """
     names = sorted(allowed)
-    near = get_close_matches(word, names, n=1)
+    near = get_close_matches(shortened(word), names, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Allowed: {', '.join(names)}."
 

@@ -4,11 +4,12 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ from tune_lung.printable import in_one_line
 
 MOST_JSON_BYTES = 256 * 2**20
 """Size of the largest JSON file that is read: the digests of a million images take 150 MB."""
+_MOST_NESTED = 64
 _CHUNK_BYTES = 1 << 20
 _HAS_NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -208,27 +210,66 @@ def json_with_digest(content: Mapping[str, Any]) -> str:
     return json.dumps({**content, "sha256": _digest_of(content)}, indent=2, allow_nan=False) + "\n"
 
 
-def read_json_with_digest(path: Path, *, needs_digest: bool = False) -> dict[str, Any]:
+def read_json_with_digest(path: Path, *, needs_digest: bool = False, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """Read what `write_json_with_digest` wrote, or JSON values without a digest: those have no `sha256` at all.
 
     Args:
         path: The file.
         needs_digest: Whether values without a digest count as damaged.
+        most_bytes: Its largest size in bytes.
 
     Raises:
         DamagedFileError: It is not what was written.
         OSError: It is not there, or the disk does not give it.
     """
-    text = read_regular_file(path, most_bytes=MOST_JSON_BYTES)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path.name} is no JSON file.") from error
+    content = plain_json(read_regular_file(path, most_bytes=most_bytes), name=path.name)
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path.name} is no JSON object.")
     if (needs_digest or "sha256" in content) and content.get("sha256") != _digest_of(content):
         raise DamagedFileError(f"{path.name} does not match its digest.")
     return {name: value for name, value in content.items() if name != "sha256"}
+
+
+def plain_json(text: str | bytes, *, name: str) -> Any:
+    """Read JSON that can be written again: finite numbers, whole ones of 64 bits, 64 lists or objects in one another at most.
+
+    Args:
+        text: What was read.
+        name: What the error calls it.
+
+    Raises:
+        DamagedFileError: It is no JSON, or not such.
+    """
+    try:
+        content = json.loads(text, parse_int=_ordinary_int, parse_float=_finite_float, parse_constant=_finite_float)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{name} is no JSON file.") from error
+    level = [content]
+    for _ in range(_MOST_NESTED):
+        level = [inner for value in level for inner in _inside(value) if isinstance(inner, dict | list)]
+        if not level:
+            return content
+    raise DamagedFileError(f"{name} is nested too deep.")
+
+
+def _ordinary_int(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("A whole number is too large.")
+    return number
+
+
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("A number is not finite.")
+    return number
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

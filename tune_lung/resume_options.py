@@ -1,35 +1,31 @@
 """What `--resume RUN` goes on with: the run as its manifest has it, with what may grow, and nothing else changed.
 
-A run's manifest has no absolute path, so where its images and weights lie is remembered outside of it, in the user's own
-state folder. Where nothing is remembered, as on another machine, `--data` and `--weights` say it again.
+The manifest may be a stranger's. From it comes what defines the search, as data: the space, the strategy, the run's settings.
+Where images and weights lie, caches, addresses and all else that `tune_lung.option_rules` keeps from a manifest is said by
+the command line, or was said before by the same user of the same run. Where nobody has said it, as on another machine,
+`--data` and `--weights` say it again.
 """
 
 import argparse
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from tune_lung.config import RunConfig, TrialConfig
-from tune_lung.errors import InputError
-from tune_lung.files import write_text_whole
+from tune_lung.errors import InputError, shortened
+from tune_lung.option_rules import OPTION_RULES, Change, Kept, rules_of
+from tune_lung.remembered import remembered
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import read_manifest
+from tune_lung.results.manifest import SearchSettings
 from tune_lung.results.schema import SCHEMA_VERSION
-from tune_lung.search_options import search_parser, seconds_of, space_of
+from tune_lung.search_options import given_options, search_parser, seconds_of, space_of, with_fixed_fields
 from tune_lung.space import SearchSpace
 from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Strategy, parse_objectives
 
-_UNNAMED = object()
-_NOT_TOGETHER = ("out", "name", "warm_start", "dry_run", "list_spaces")
-_SPACE_OPTIONS = ("space", "set", "patience", "precision")
-_STRATEGY_OPTIONS = ("sampler", "scheduler", "grace_epochs", "reduction_factor")
-_RUN_OPTIONS = ("protocol", "image_size", "select_by", "seed")
+_MOST_ATTEMPTS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +37,9 @@ class ResumedSearch:
     manifest: Mapping[str, Any]
     """As the attempt before left it."""
     options: argparse.Namespace
-    """The command's options: those of the attempts before, and over them those given now."""
+    """The command's options: those given now, over those remembered, over those that the manifest may say."""
     arguments: list[str]
-    """The same as a command line."""
+    """The command line."""
     space: SearchSpace
     """What is tried."""
     run: RunConfig
@@ -60,35 +56,61 @@ def resumed_search(root: Path, arguments: Sequence[str]) -> ResumedSearch:
         arguments: The command line that resumes it.
 
     Raises:
-        InputError: The folder is no run, or a newer version's, or an option would change what was searched.
+        InputError: The folder is no run that can go on, an option would change what was searched, or nobody has said where
+            its images or weights lie.
     """
     root = root.resolve()
     manifest = read_manifest(RunPaths(root))
-    if manifest["schema_version"] > SCHEMA_VERSION:
-        raise InputError(
-            f"'{root.name}' was written by a newer tune_lung (tables of version {manifest['schema_version']}, this one writes"
-            f" {SCHEMA_VERSION}). Update tune_lung."
-        )
-    given = _given(arguments)
-    for name in _NOT_TOGETHER:
-        if name in given:
-            raise InputError(f"{_option(name)} does not go together with --resume: the run goes on in its own folder.")
-    command = [*_recorded_command(root, manifest), *_without_resume(arguments)]
-    options = search_parser(None).parse_args(command)
-    then = SearchSpace.from_json(manifest["space"])
-    space = _grown_space(then, options, given)
-    strategy = _grown_strategy(Strategy.from_json(manifest["strategy"]), given)
-    run = RunConfig(**{name: manifest[name] for name in _RUN_OPTIONS})
+    _require_own_kind(root, manifest)
+    given = given_options(arguments)
+    for rule in rules_of(Kept.NOWHERE, Change.NEVER):
+        if rule.name in given:
+            raise InputError(f"{rule.flag} does not go together with --resume: the run goes on in its own folder.")
+    then, run, strategy_then = _search_of(root, manifest)
+    settings = settings_of(manifest)
+    space = _grown_space(then, given)
+    strategy = _grown_strategy(strategy_then, given)
+    strategy.check_fits(space)
     changes = [
-        *_changes_of_space(then, options, given),
-        *_changes(run, given, _RUN_OPTIONS),
-        *_changes_of_limit(manifest, command),
+        *_changes_of_space(then, given),
+        *_changes(run, given, Kept.RUN),
+        *_changes_of_settings(settings, given),
     ]
     for name, there, here in changes:
-        raise InputError(f"--resume: {name} is {there} in '{root.name}' and {here} here. Leave it out, or begin a new run.")
+        then_and_now = f"{shortened(str(there))} in '{root.name}' and {shortened(str(here))} here"
+        raise InputError(f"--resume: {shortened(name)} is {then_and_now}. Leave it out, or begin a new run.")
+    options = _options_of(settings, remembered(root, manifest), given)
+    _require_places(root, manifest, options)
     return ResumedSearch(
-        root=root, manifest=manifest, options=options, arguments=command, space=space, run=run, strategy=strategy
+        root=root,
+        manifest=manifest,
+        options=options,
+        arguments=list(arguments),
+        space=space,
+        run=run,
+        strategy=strategy,
     )
+
+
+def settings_of(manifest: Mapping[str, Any]) -> SearchSettings:
+    """Read what else belongs to a search from its manifest.
+
+    One of an older version has it in the command line of the first attempt alone. There, the words of the options sought
+    are looked for, one by one; the line is never taken for a command.
+    """
+    if "settings" in manifest:
+        return SearchSettings(limit=manifest["settings"]["limit"], strict_data=manifest["settings"]["strict_data"])
+    first = (manifest.get("earlier_attempts") or [manifest])[0]
+    settings = SearchSettings(limit=None, strict_data=False)
+    words = [word for word in first["command"] if isinstance(word, str)]
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        number = value if equals else after
+        if len(name) >= len("--lim") and "--limit".startswith(name) and number.isdecimal() and 0 < len(number) < 19:
+            settings["limit"] = max(1, int(number))
+        elif len(name) >= len("--st") and "--strict-data".startswith(name):
+            settings["strict_data"] = True
+    return settings
 
 
 def check_same_data(resumed: ResumedSearch, *, fingerprint: str, counts: Mapping[str, int]) -> None:
@@ -101,7 +123,10 @@ def check_same_data(resumed: ResumedSearch, *, fingerprint: str, counts: Mapping
     if fingerprint != then["fingerprint"]:
         there, here = (", ".join(f"{count} {part}" for part, count in each.items()) for each in (then["counts"], counts))
         what = f"{there} there and {here} here" if there != here else f"{there}, but not the same"
-        raise InputError(f"--resume: the images are not those of '{resumed.root.name}': {what}. Give them with --data.")
+        raise InputError(
+            f"--resume: the images are not those of '{resumed.root.name}': {what}. Give them with --data, and with"
+            " --follow-links where links lead out of their folder."
+        )
 
 
 def check_same_weights(resumed: ResumedSearch, sources: Mapping[str, Mapping[str, str | None]]) -> None:
@@ -123,80 +148,76 @@ def check_same_weights(resumed: ResumedSearch, sources: Mapping[str, Mapping[str
             )
 
 
-def remember_command(root: Path, arguments: Sequence[str], options: argparse.Namespace) -> None:
-    """Remember a run's command, its paths in full, where only this user sees it; a place that cannot be written is no harm.
+def _require_own_kind(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a run that no search of this version can go on with."""
+    if manifest["schema_version"] > SCHEMA_VERSION:
+        raise InputError(
+            f"'{root.name}' was written by a newer tune_lung (tables of version {manifest['schema_version']}, this one writes"
+            f" {SCHEMA_VERSION}). Update tune_lung."
+        )
+    if "imported_from" in manifest:
+        raise InputError(
+            f"'{root.name}' was imported and is no search that can go on. Begin a new one; --warm-start learns from it."
+        )
+    if manifest["attempt"] >= _MOST_ATTEMPTS:
+        raise InputError(f"The run.json of '{root.name}' counts {manifest['attempt']} attempts: none can follow.")
 
-    Args:
-        root: The run's folder.
-        arguments: The command line.
-        options: What it means.
-    """
-    command = list(arguments)
-    for name in ("data", "cache"):
-        if getattr(options, name) is not None:
-            command += [f"--{name}", str(getattr(options, name).expanduser().resolve())]
-    if options.weights is not None and Path(options.weights).expanduser().exists():
-        command += ["--weights", str(Path(options.weights).expanduser().resolve())]
+
+def _search_of(root: Path, manifest: Mapping[str, Any]) -> tuple[SearchSpace, RunConfig, Strategy]:
+    """Read from a manifest what defines the search, and see that it can be searched."""
     try:
-        path = _memory_of(root)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_text_whole(path, json.dumps(command))
-    except (OSError, RuntimeError):
-        return
+        run = RunConfig.from_json({rule.name: manifest[rule.name] for rule in rules_of(Kept.RUN)})
+        space = SearchSpace.from_json(manifest["space"])
+        space.check(run)
+        strategy = Strategy.from_json(manifest["strategy"])
+        strategy.check_fits(space)
+    except InputError as error:
+        raise InputError(f"The run.json of '{root.name}' holds no search that can go on: {error}") from error
+    return space, run, strategy
 
 
-def _recorded_command(root: Path, manifest: Mapping[str, Any]) -> list[str]:
-    try:
-        remembered = json.loads(_memory_of(root).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):
-        remembered = None
-    if isinstance(remembered, list) and all(isinstance(argument, str) for argument in remembered):
-        return remembered
-    return list(manifest["command"])
+def _options_of(settings: SearchSettings, remembered_options: Mapping[str, Any], given: Mapping[str, Any]) -> argparse.Namespace:
+    """Lay what is said now over what was said before, over defaults; what is repeatable adds to what was said before."""
+    options = search_parser(None).parse_args([])
+    before: dict[str, Any] = {**settings, **remembered_options}
+    for rule in OPTION_RULES:
+        if rule.name in before:
+            setattr(options, rule.name, before[rule.name])
+        if rule.name in given:
+            now = given[rule.name]
+            setattr(options, rule.name, list(dict.fromkeys([*before.get(rule.name, []), *now])) if isinstance(now, list) else now)
+    return options
 
 
-def _memory_of(root: Path) -> Path:
-    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return platformdirs.user_state_path("tune_lung", appauthor=False) / "runs" / f"{name}.json"
+def _require_places(root: Path, manifest: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """See that it is known where images and weights come from; of weights, the manifest may say that they are nobody's file."""
+    if options.data is None and not manifest["data"]["synthetic"]:
+        raise InputError(f"--resume: where the images of '{root.name}' lie is not known here. Give them with --data.")
+    sources = list(manifest["weights"].values())
+    kinds = {source["kind"] for source in sources}
+    if options.weights is None and kinds:
+        if kinds not in ({"imagenet"}, {"random"}):
+            raise InputError(
+                f"--resume: where the weights of '{root.name}' lie ({shortened(sources[0]['name'])}) is not known here. Give them"
+                " with --weights."
+            )
+        options.weights = kinds.pop()
 
 
-def _given(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read only what a command line names, no defaults."""
-    parser = search_parser(None)
-    unnamed = {name: [] if isinstance(default, list) else _UNNAMED for name, default in vars(parser.parse_args([])).items()}
-    found = vars(parser.parse_args(arguments, argparse.Namespace(**unnamed)))
-    return {name: value for name, value in found.items() if value not in (_UNNAMED, [])}
-
-
-def _without_resume(arguments: Sequence[str]) -> list[str]:
-    kept, is_value = [], False
-    for argument in arguments:
-        if is_value or argument.startswith("--resume="):
-            is_value = False
-        elif argument == "--resume":
-            is_value = True
-        else:
-            kept.append(argument)
-    return kept
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _grown_space(then: SearchSpace, options: argparse.Namespace, given: Mapping[str, Any]) -> SearchSpace:
+def _grown_space(then: SearchSpace, given: Mapping[str, Any]) -> SearchSpace:
     """Give the run's space more epochs, if that is asked for and means what it says."""
-    if "max_epochs" not in given or options.max_epochs == then.max_epochs():
+    wanted, had = given.get("max_epochs"), then.max_epochs()
+    if wanted in (None, had):
         return then
-    if options.max_epochs < then.max_epochs():
-        raise InputError(f"--resume: --max-epochs may grow ({then.max_epochs()} so far), not shrink to {options.max_epochs}.")
+    if wanted < had:
+        raise InputError(f"--resume: --max-epochs may grow ({had} so far), not shrink to {wanted}.")
     schedules = {TrialConfig.from_point(point).learning_rate_schedule for cell in then.cells() for point in cell.probes()}
     if schedules != {"constant"}:
         raise InputError(
             "--resume: --max-epochs may grow under a constant learning_rate_schedule only. This run has"
             f" {' and '.join(sorted(schedules))}: with more epochs every rate of the epochs before would be another."
         )
-    return then.with_fixed({"max_epochs": options.max_epochs})
+    return then.with_fixed({"max_epochs": wanted})
 
 
 def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
@@ -207,9 +228,9 @@ def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
         if wanted is None or wanted == had:
             continue
         if had is None:
-            raise InputError(f"--resume: {_option(name)} means nothing here: every point is tried.")
+            raise InputError(f"--resume: --{name} means nothing here: every point is tried.")
         if wanted < had:
-            raise InputError(f"--resume: {_option(name)} may grow ({had} so far), not shrink to {wanted}.")
+            raise InputError(f"--resume: --{name} may grow ({had} so far), not shrink to {wanted}.")
         grown[name] = wanted
     if "time_budget" in given:
         seconds = seconds_of(given["time_budget"])
@@ -217,26 +238,27 @@ def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
         if had is not None and seconds < had:
             raise InputError(f"--resume: --time-budget may grow ({had:g} s so far), not shrink to {seconds:g} s.")
         grown["time_budget_seconds"] = seconds
-    for name, there, here in _changes(then, given, _STRATEGY_OPTIONS):
+    for name, there, here in _changes(then, given, Kept.STRATEGY):
         raise InputError(f"--resume: {name} is {there} in the run and {here} here. Leave it out, or begin a new run.")
     if "objective" in given and parse_objectives(given["objective"]) != then.objectives:
         raise InputError("--resume: --objective is another than the run's. Leave it out, or begin a new run.")
     return replace(then, **grown)
 
 
-def _changes(then: RunConfig | Strategy, given: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, object, object]]:
-    for name in names:
-        if name in given and given[name] != getattr(then, name):
-            yield _option(name), getattr(then, name), given[name]
+def _changes(then: RunConfig | Strategy, given: Mapping[str, Any], kept: Kept) -> Iterator[tuple[str, object, object]]:
+    for rule in rules_of(kept, Change.NEVER):
+        if rule.name in given and rule.name != "objective" and given[rule.name] != getattr(then, rule.name):
+            yield rule.flag, getattr(then, rule.name), given[rule.name]
 
 
-def _changes_of_space(
-    then: SearchSpace, options: argparse.Namespace, given: Mapping[str, Any]
-) -> Iterator[tuple[str, object, object]]:
+def _changes_of_space(then: SearchSpace, given: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
     """Name what the options that make a space would change; values that were found at the run's start are its own."""
-    if not given.keys() & set(_SPACE_OPTIONS):
+    said = {rule.name: given[rule.name] for rule in rules_of(Kept.SPACE, Change.NEVER) if rule.name in given}
+    if not said:
         return
-    now, may_differ = space_of(options), ["max_epochs", "weights"]
+    options = search_parser(None).parse_args([])
+    vars(options).update(said)
+    now, may_differ = (space_of(options) if "space" in said else with_fixed_fields(then, options)), ["max_epochs", "weights"]
     if options.precision == "auto":
         may_differ.append("precision")
     else:
@@ -244,8 +266,8 @@ def _changes_of_space(
     yield from space_changes(then, now, may_differ=may_differ)
 
 
-def _changes_of_limit(manifest: Mapping[str, Any], command: Sequence[str]) -> Iterator[tuple[str, object, object]]:
-    first = manifest["earlier_attempts"][0] if manifest.get("earlier_attempts") else manifest
-    then, now = (search_parser(None).parse_args(each).limit for each in (first["command"], command))
-    if then != now:
-        yield "--limit", then, now
+def _changes_of_settings(then: SearchSettings, given: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
+    for rule in rules_of(Kept.SETTINGS, Change.NEVER):
+        there = {**then}[rule.name]
+        if rule.name in given and given[rule.name] != there:
+            yield rule.flag, there, given[rule.name]

@@ -140,15 +140,13 @@ def _runs_in(folder: Path) -> tuple[list["Run"], list[str]]:
         raise InputError(f"There is no folder '{folder}'. Give the one that holds the runs.")
     runs, damaged = [], []
     visible = (path for path in folder.iterdir() if not path.name.startswith("."))  # a hidden one is not finished
-    for root in sorted(path for path in visible if RunPaths(path).manifest.is_file()):
+    for root in sorted(path for path in visible if RunPaths(path).manifest.exists()):
         try:
             run = read_run(root, only=("trials",))
             runs.append(run)
             damaged += [f"{root.name}/{part}" for part in run.damaged]
         except InputError as error:
             damaged.append(str(error))
-        except (KeyError, TypeError) as error:
-            damaged.append(f"The run.json of '{root}' lacks what a run must say ({error}).")
     return sorted(runs, key=lambda run: str(run.manifest["started_utc"])), damaged
 
 

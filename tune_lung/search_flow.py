@@ -34,7 +34,7 @@ from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.room import warnings_of_room
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
-from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_from_json
+from tune_lung.tuning.proposals.warm_start import MOST_LESSONS_BYTES, known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
 
 
@@ -217,12 +217,13 @@ def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) 
     if request.resumed is None:
         return []
     try:
-        return lessons_from_json(read_json_with_digest(RunPaths(request.root).lessons), request.space)
+        content = read_json_with_digest(RunPaths(request.root).lessons, most_bytes=MOST_LESSONS_BYTES)
+        return lessons_from_json(content, request.space, request.strategy)
     except FileNotFoundError:
         if request.resumed.manifest.get("warm_start") is not None:
             say(console, "warm_start.json is missing: going on without what the earlier run taught")
         return []
-    except (DamagedFileError, OSError, KeyError):
+    except (DamagedFileError, OSError):
         say(console, "warm_start.json is damaged: going on without what the earlier run taught")
         return []
 

@@ -2,8 +2,10 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tune_lung.config import PROTOCOLS, PointValue, RunConfig, default_select_by, value_from_text
 from tune_lung.errors import InputError
@@ -20,6 +22,7 @@ from tune_lung.strategy import (
     parse_objectives,
 )
 
+_UNNAMED = object()
 _OPTION_BY_FIELD = {
     "max_epochs": "--max-epochs",
     "patience": "--patience",
@@ -159,11 +162,28 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-report", action="store_true", help="draw no figures at the end")
 
 
+def given_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read only what a command line names, no defaults."""
+    parser = search_parser(None)
+    unnamed = {name: [] if isinstance(default, list) else _UNNAMED for name, default in vars(parser.parse_args([])).items()}
+    found = vars(parser.parse_args(arguments, argparse.Namespace(**unnamed)))
+    return {name: value for name, value in found.items() if value not in (_UNNAMED, [])}
+
+
 def space_of(options: argparse.Namespace) -> SearchSpace:
     """Load the space, with the fields that options fix.
 
     Raises:
         InputError: The space, or a field, is wrong.
+    """
+    return with_fixed_fields(load_space(options.space), options)
+
+
+def with_fixed_fields(space: SearchSpace, options: argparse.Namespace) -> SearchSpace:
+    """Return a space with the fields that options fix.
+
+    Raises:
+        InputError: A field is wrong.
     """
     fixed: dict[str, PointValue] = {}
     for text in options.set:
@@ -176,7 +196,7 @@ def space_of(options: argparse.Namespace) -> SearchSpace:
     for name in ("max_epochs", "patience"):
         if getattr(options, name) is not None:
             fixed[name] = getattr(options, name)
-    return load_space(options.space).with_fixed(fixed)
+    return space.with_fixed(fixed)
 
 
 def run_config_of(options: argparse.Namespace, space: SearchSpace) -> RunConfig:

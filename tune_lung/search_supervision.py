@@ -14,13 +14,14 @@ from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import interruptible
 from tune_lung.printable import in_one_line
+from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, Outcome, ended, new_manifest, resumed
+from tune_lung.results.manifest import DataFacts, Outcome, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
-from tune_lung.resume_options import check_same_data, check_same_weights, remember_command
+from tune_lung.resume_options import check_same_data, check_same_weights
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
@@ -55,7 +56,7 @@ def opened_ledger(
     if request.resumed is None or request.ownership is None:
         ledger, ownership = _begun(request, setup, prepared, known, sources)
         with ownership:
-            remember_command(ledger.paths.root, request.arguments, request.options)
+            remember(ledger.paths.root, ledger.read_manifest(), request.options)
             yield ledger, ownership, None
         return
     check_same_data(request.resumed, fingerprint=prepared.fingerprint, counts=_counts(prepared))
@@ -68,12 +69,13 @@ def opened_ledger(
         arguments=request.arguments,
         space=request.space,
         strategy=request.strategy,
+        settings=_settings(request),
     )
     ledger.write_manifest(manifest)
     if not ledger.has_images():
         ledger.write_images(prepared.images)
     ledger.check_writer()
-    remember_command(request.root, request.arguments, request.options)
+    remember(request.root, manifest, request.options)
     yield ledger, request.ownership, found
 
 
@@ -100,6 +102,7 @@ def _begun(
         run=setup.run,
         data=facts,
         weights=sources,
+        settings=_settings(request),
     )
 
     def fill(ledger: Ledger) -> None:
@@ -109,6 +112,10 @@ def _begun(
 
     teacher = {"warm_start": request.teacher.name if request.teacher else None}
     return begin_run(request.root, manifest | teacher, fill, is_named=request.options.name is not None)
+
+
+def _settings(request: SearchRequest) -> SearchSettings:
+    return SearchSettings(limit=request.options.limit, strict_data=request.options.strict_data)
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
@@ -22,7 +22,12 @@ from tune_lung.config import (
     TrialConfig,
     checked_value,
 )
-from tune_lung.errors import InputError, did_you_mean
+from tune_lung.errors import InputError, did_you_mean, shortened
+
+MOST_CELLS = 10_000
+"""Cells of the largest space."""
+_MOST_PROBES = 50_000
+_MOST_FIRST_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Grid:
         if not values:
             raise InputError("Grid() is empty: give it at least one value.")
         if len({json.dumps(value) for value in values}) < len(values):
-            raise InputError(f"Grid{values} names a value twice.")
+            raise InputError(f"Grid{shortened(str(values))} names a value twice.")
         object.__setattr__(self, "values", values)
 
 
@@ -59,7 +64,7 @@ class Choice:
         if len(values) < 2:
             raise InputError(f"Choice{values} leaves nothing to choose: give it two values or more, or write the value itself.")
         if len({json.dumps(value) for value in values}) < len(values):
-            raise InputError(f"Choice{values} names a value twice.")
+            raise InputError(f"Choice{shortened(str(values))} names a value twice.")
         object.__setattr__(self, "values", values)
 
     def ends(self) -> tuple[Any, ...]:
@@ -101,9 +106,9 @@ class IntRange:
         """List what must be checked: both bounds."""
         return self.low, self.high
 
-    def all_values(self) -> tuple[int, ...]:
+    def all_values(self) -> Sequence[int]:
         """List every value."""
-        return tuple(range(self.low, self.high + 1, self.step))
+        return range(self.low, self.high + 1, self.step)
 
     def contains(self, value: object) -> bool:
         """Whether a value may be sampled."""
@@ -184,6 +189,15 @@ class Cell:
     def with_values(self, values: Mapping[str, Any]) -> dict[str, PointValue]:
         """Complete the cell's point with a value for each sampled axis."""
         return dict(self.point) | {name: checked_value(name, values[name]) for name in self.axes}
+
+    def may_sample(self, values: Mapping[str, PointValue]) -> bool:
+        """Whether values, each in its field's own type, are one for each axis and lie on it."""
+        return self.axes.keys() == values.keys() and all(_is_on(axis, name, values[name]) for name, axis in self.axes.items())
+
+    def num_values(self) -> int | None:
+        """Count the combinations of its axes' values; None where an axis is continuous."""
+        listed = [axis.all_values() for axis in self.axes.values()]
+        return None if any(values is None for values in listed) else math.prod(len(values or ()) for values in listed)
 
     def all_values(self) -> tuple[dict[str, PointValue], ...] | None:
         """List every combination of its axes' values, the last axis fastest; None where an axis is continuous."""
@@ -284,9 +298,28 @@ class SearchSpace:
         if not self.arms:
             raise InputError("the space has no arm.")
         if self.protocol not in PROTOCOLS:
-            raise InputError(f"protocol cannot be {self.protocol!r}. {did_you_mean(str(self.protocol), PROTOCOLS)}")
+            raise InputError(
+                f"protocol cannot be {shortened(repr(self.protocol))}. {did_you_mean(str(self.protocol), PROTOCOLS)}"
+            )
         if self.study not in get_args(StudyScope):
-            raise InputError(f"study cannot be {self.study!r}. {did_you_mean(str(self.study), get_args(StudyScope))}")
+            raise InputError(
+                f"study cannot be {shortened(repr(self.study))}. {did_you_mean(str(self.study), get_args(StudyScope))}"
+            )
+        self._require_bounds()
+
+    def _require_bounds(self) -> None:
+        """Refuse, before any of it is listed, what nobody could search."""
+        num_cells = num_probes = 0
+        for arm in self.arms:
+            own = math.prod(len(axis.values) for axis in arm.grid_axes().values())
+            num_cells += own
+            num_probes += own * sum(len(axis.ends()) for axis in arm.sampled_axes().values())
+        if num_cells > MOST_CELLS:
+            raise InputError(
+                f"the space has {_counted(num_cells)} cells. At most {MOST_CELLS} can be searched: give fewer values."
+            )
+        if num_probes > _MOST_PROBES or num_cells * len(self.first_points) > _MOST_FIRST_VALUES:
+            raise InputError("the space names too many values: give fewer in Choice(...), or fewer first_points.")
 
     def cells(self) -> tuple[Cell, ...]:
         """Enumerate every cell of every arm."""
@@ -322,8 +355,9 @@ class SearchSpace:
                     raise InputError(f"{where}: cell '{cell.name}' trains the same as '{trials[tuple(built)]}'. Remove one.")
                 for trial in built if run is not None else ():
                     run.check_fits(trial)  # type: ignore[union-attr]
+        all_cells = self.cells() if self.first_points else ()
         for point in self.first_points:
-            if not any(first_values(cell, point) is not None for cell in self.cells()):
+            if not any(first_values(cell, point) is not None for cell in all_cells):
                 raise InputError(f"the first point {dict(point)} lies in no cell.")
 
     def max_epochs(self) -> int:
@@ -370,6 +404,8 @@ class SearchSpace:
         """
         try:
             first = content["first_points"]
+            if not isinstance(content["name"], str):
+                raise InputError("its name is no text.")
             return cls(
                 arms=tuple(Arm(**{name: _from_plain(value) for name, value in arm.items()}) for arm in content["arms"]),
                 protocol=content["protocol"],
@@ -378,7 +414,7 @@ class SearchSpace:
                 name=content["name"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"This is no search space of this version of tune_lung: {error}") from error
+            raise InputError(f"This is no search space of this version of tune_lung: {shortened(str(error))}") from error
 
     def sha256(self) -> str:
         """Hash what may be tried; the file's name plays no part."""
@@ -438,6 +474,18 @@ def _from_plain(content: Any) -> Any:
             raise InputError(f"There is no axis of the kind '{name}'. {did_you_mean(name, kinds)}")
         return kinds[name](*map(_from_plain, inner)) if isinstance(inner, list) else kinds[name](**inner)
     return tuple(map(_from_plain, content)) if isinstance(content, list) else content
+
+
+def _is_on(axis: SampledAxis, name: str, value: PointValue) -> bool:
+    if isinstance(axis, Choice):
+        return any(checked_value(name, own) == value for own in axis.values)
+    if isinstance(axis, IntRange) and isinstance(value, float) and value.is_integer():  # a field of real numbers
+        return axis.contains(int(value))
+    return axis.contains(value)
+
+
+def _counted(number: int) -> str:
+    return str(number) if number < 10**12 else "more than 10^12"
 
 
 def _label(value: Any) -> str:

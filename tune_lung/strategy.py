@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 
-from tune_lung.errors import InputError, did_you_mean
+from pydantic import TypeAdapter
+
+from tune_lung.errors import InputError, did_you_mean, shortened
+from tune_lung.shapes import WrongShapeError, built_from_json
 from tune_lung.space import Cell, SearchSpace
 
+_T = TypeVar("_T")
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "exhaustive"]
 SchedulerName: TypeAlias = Literal["asha", "median", "none"]
 Direction: TypeAlias = Literal["max", "min"]
@@ -21,7 +25,11 @@ lost; a larger factor stops too many good ones by the noise of small validation 
 
 _VALIDATION_COLUMNS = ("val_macro_recall", "val_micro_recall", "val_loss")
 _COST_COLUMNS = ("total_params", "trainable_params", "mult_adds", "epoch_seconds_mean")
+_OBJECTIVE_COLUMNS = (*_VALIDATION_COLUMNS, *_COST_COLUMNS)
 _DEFAULT_SAMPLES = 32
+MOST_TRIALS = 100_000
+"""Trials of the largest search."""
+_LARGEST_NUMBER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,8 @@ def _objective(text: str) -> Objective:
     column, separator, direction = text.partition(":")
     if column.startswith("test_"):
         raise InputError(f"--objective {column}: the test images stay sealed until the search has ended.")
-    allowed = (*_VALIDATION_COLUMNS, *_COST_COLUMNS)
-    if column not in allowed:
-        raise InputError(f"--objective {column}: no such objective. {did_you_mean(column, allowed)}")
+    if column not in _OBJECTIVE_COLUMNS:
+        raise InputError(f"--objective {column}: no such objective. {did_you_mean(column, _OBJECTIVE_COLUMNS)}")
     if not separator or direction not in get_args(Direction):
         raise InputError(f"--objective {text}: write COLUMN:max or COLUMN:min.")
     return Objective(column, direction)  # type: ignore[arg-type]
@@ -101,8 +108,11 @@ class Strategy:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {lowest}, not {value}.")
+            if value is not None and value > _LARGEST_NUMBER:
+                raise InputError(f"--{name.replace('_', '-')} must be at most {_LARGEST_NUMBER}, not {value}.")
         if self.time_budget_seconds is not None and not self.time_budget_seconds > 0:
             raise InputError(f"--time-budget must be above 0, not {self.time_budget_seconds:g} s.")
+        _require_allowed(self.objectives)
         if self.scheduler != "none" and self.repeats > 1:
             raise InputError(
                 f"--repeats {self.repeats} needs --scheduler none: {self.scheduler} would stop some seeds of a point and not"
@@ -154,13 +164,12 @@ class Strategy:
         if sampler == "exhaustive":
             if samples is not None:
                 raise InputError("--samples: --sampler exhaustive tries every point.")
-            _require_finite(space)
         elif samples is None:
             samples = _DEFAULT_SAMPLES
         if scheduler is None:
             compares = not space.is_grid and repeats == 1 and len(objectives) == 1
             scheduler = "asha" if compares else "none"
-        return cls(
+        strategy = cls(
             sampler=sampler,
             scheduler=scheduler,
             samples=samples,
@@ -168,10 +177,28 @@ class Strategy:
             repeats=repeats,
             **numbers,
         )
+        strategy.check_fits(space)
+        return strategy
+
+    def check_fits(self, space: SearchSpace) -> None:
+        """Refuse a space that cannot be searched so.
+
+        Raises:
+            InputError: Sampler and space do not go together, or there would be too many trials.
+        """
+        if (self.sampler == "exhaustive") != (self.samples is None):
+            raise InputError("--samples says how many points a sampler proposes, and --sampler exhaustive tries every point.")
+        if self.sampler == "exhaustive":
+            _require_finite(space)
+        elif space.is_grid:
+            raise InputError(f"--sampler {self.sampler}: '{shortened(space.name)}' samples nothing; every cell is run.")
+        num_trials = self.num_trials(space)
+        if num_trials > MOST_TRIALS:
+            raise InputError(f"{shortened(str(num_trials))} trials are too many: a search has {MOST_TRIALS} at most.")
 
     def num_points(self, cell: Cell) -> int:
         """Count the points that a cell is given."""
-        return self.samples if self.samples is not None else len(cell.all_values() or ())
+        return self.samples if self.samples is not None else cell.num_values() or 0
 
     def num_trials(self, space: SearchSpace) -> int:
         """Count the trials of the whole search."""
@@ -188,10 +215,45 @@ class Strategy:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Read a strategy back from a manifest."""
-        objectives = tuple(Objective(one["column"], one["direction"]) for one in content["objectives"])
-        own = {name: value for name, value in content.items() if name != "sampler_options"}
-        return cls(**(own | {"objectives": objectives}))
+        """Read a strategy back from a manifest.
+
+        Raises:
+            InputError: It holds something that this version does not know.
+        """
+        return _built(TypeAdapter(cls), content, "strategy")
+
+
+def _require_allowed(objectives: tuple[Objective, ...]) -> None:
+    """Refuse what a search must not know, or does not."""
+    columns = [objective.column for objective in objectives]
+    if len(set(columns)) < max(1, len(columns)):
+        raise InputError("A search has one objective or more, each once.")
+    for column in columns:
+        if column.startswith("test_"):
+            raise InputError(f"--objective {shortened(column)}: the test images stay sealed until the search has ended.")
+        if column not in (SELECTION.column, *_OBJECTIVE_COLUMNS):
+            raise InputError(f"There is no objective '{shortened(column)}'. {did_you_mean(column, _OBJECTIVE_COLUMNS)}")
+
+
+def recorded_objectives(content: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """Read the objectives alone of a manifest's strategy: an imported run does not know who proposed and who was stopped.
+
+    Raises:
+        InputError: One of them is none.
+    """
+    objectives = _built(_OBJECTIVES, content.get("objectives"), "objectives")
+    _require_allowed(objectives)
+    return objectives
+
+
+_OBJECTIVES = TypeAdapter(tuple[Objective, ...])
+
+
+def _built(shape: TypeAdapter[_T], content: object, what: str) -> _T:
+    try:
+        return built_from_json(shape, content)
+    except WrongShapeError as error:
+        raise InputError(f"This is no {what} of this version of tune_lung: {error}") from error
 
 
 def _require_finite(space: SearchSpace) -> None:

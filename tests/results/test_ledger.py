@@ -12,13 +12,14 @@ from tune_lung.results.ledger import Ledger
 from tune_lung.results.schema import StopReason, TrialStatus, Verdict, table_schema
 
 from tests.fabricated_run import FREEZE_GRID, write_fabricated_run
+from tests.whole_manifest import whole_manifest
 
 CLASSES = ["COVID", "Viral Pneumonia"]
 
 
 @pytest.fixture
 def ledger(tmp_path) -> Ledger:
-    return Ledger.create(tmp_path / "run", {"schema_version": 1, "data": {"classes": CLASSES}})
+    return Ledger.create(tmp_path / "run", whole_manifest(CLASSES))
 
 
 def read(ledger: Ledger, table: str) -> pd.DataFrame:
@@ -34,11 +35,11 @@ def test_a_new_ledger_has_every_table_readable_and_empty(ledger, table):
 
 def test_a_run_folder_in_use_is_not_taken(ledger):
     with pytest.raises(InputError, match="'run' exists already"):
-        Ledger.create(ledger.paths.root, {"data": {"classes": CLASSES}})
+        Ledger.create(ledger.paths.root, whole_manifest(CLASSES))
 
 
 def test_an_empty_folder_becomes_a_run(tmp_path):
-    Ledger.create(tmp_path, {"schema_version": 1, "data": {"classes": CLASSES}})
+    Ledger.create(tmp_path, whole_manifest(CLASSES))
     assert Ledger.open(tmp_path).classes == tuple(CLASSES)
 
 
@@ -51,7 +52,7 @@ def test_a_folder_without_manifest_is_no_run(tmp_path):
 def test_a_damaged_manifest_is_one_clear_error(ledger, text):
     ledger.paths.manifest.write_bytes(text.encode("latin-1"))
     ledger.paths.manifest_copy.unlink()
-    with pytest.raises(InputError, match=r"run\.json of .* (cannot be read|was not written)"):
+    with pytest.raises(InputError, match=r"run\.json of .* (cannot be read|lacks what a run must say)"):
         ledger.read_manifest()
 
 
@@ -68,7 +69,7 @@ def test_a_flipped_byte_in_the_manifest_is_noticed_and_its_copy_read(ledger, whe
 def test_the_manifest_is_json_without_nan(ledger):
     with pytest.raises(ValueError, match="JSON compliant"):
         ledger.write_manifest({"loss": float("nan")})
-    assert json.loads(ledger.paths.manifest.read_text())["data"] == {"classes": CLASSES}
+    assert json.loads(ledger.paths.manifest.read_text())["data"]["classes"] == CLASSES
 
 
 def test_a_trial_is_replaced_as_it_goes_on(ledger):

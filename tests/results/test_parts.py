@@ -21,6 +21,8 @@ from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, wr
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import table_schema
 
+from tests.whole_manifest import whole_manifest
+
 CLASSES = ("COVID", "Viral Pneumonia")
 
 
@@ -40,8 +42,7 @@ def roomy(monkeypatch):
 
 
 def new_run(root: Path) -> Path:
-    manifest = {"name": "run", "schema_version": 1, "data": {"classes": list(CLASSES), "synthetic": True}}
-    return Ledger.create(root, manifest).paths.root
+    return Ledger.create(root, whole_manifest(CLASSES)).paths.root
 
 
 def epochs(number: int) -> list[dict]:

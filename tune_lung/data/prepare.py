@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
 from PIL import __version__ as pillow_version
 
@@ -23,7 +24,7 @@ from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.metadata import metadata_file, sources_by_path
 from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import check_enough, limited, published_split, strict_split
-from tune_lung.data.store import STORE_VERSION, DecodedImages, PixelStore, write_store
+from tune_lung.data.store import STORE_VERSION, DecodedImages, PixelStore, StoreDamagedError, write_store
 from tune_lung.errors import InputError
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -31,6 +32,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 IMAGES_COLUMNS = ("image_id", "path", "class", "split", "group", "source", "sha256", "excluded_reason")
 _IMAGES_FILE = "images.parquet"
+_DAMAGED = "A pixel store's table of images is damaged. Start the search again: it is rebuilt."
 _DECODED_FOLDER = "decoded"
 _FILES_AT_ONCE = 256
 _WRITE_BUFFER_BYTES = 4 * 2**20
@@ -93,14 +95,36 @@ def prepare(
     )
     digests = cache.digests(root).of(recipe.files(), progress=lambda done, total: recipe.progress("Reading", done, total))
     key = content_key(recipe.key(digests))
-    folder = cache.entry("stores", key, build=lambda directory: _build(recipe, digests, directory), check=PixelStore.open)
+    folder = cache.entry("stores", key, build=lambda directory: _build(recipe, digests, directory), check=_check_entry)
     store = PixelStore.open(folder)
-    images = pd.read_parquet(folder / _IMAGES_FILE)
+    images = _read_images(folder)
     if strict_data:
         _refuse_bad_files(images["excluded_reason"])
     return PreparedData(
         store=folder, fingerprint=store.fingerprint, classes=store.classes, images=images, synthetic=store.synthetic
     )
+
+
+def _check_entry(folder: Path) -> None:
+    PixelStore.open(folder)
+    _read_images(folder)
+
+
+def _read_images(folder: Path) -> pd.DataFrame:
+    """Read a store's table of images.
+
+    Raises:
+        StoreDamagedError: It is not there, or no such table.
+    """
+    try:
+        images = pd.read_parquet(folder / _IMAGES_FILE, columns=list(IMAGES_COLUMNS))
+        for reason in images["excluded_reason"].dropna().unique():
+            ExclusionReason(reason)  # raises a ValueError for another word
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise StoreDamagedError(_DAMAGED) from error
+    if not all(dtype == "str" for dtype in images.dtypes):
+        raise StoreDamagedError(_DAMAGED)
+    return images
 
 
 def image_id(relative: str) -> str:

@@ -9,18 +9,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from tune_lung.config import Split
 from tune_lung.errors import InputError
-from tune_lung.files import write_text_whole
+from tune_lung.files import plain_json, read_regular_file, write_text_whole
+from tune_lung.shapes import Count, ListOf, Number, Text, require_shape
 
 STORE_VERSION = 2
 """Raised whenever the same images would be stored differently: decoding, resizing, grouping, splitting, layout."""
 _DESCRIPTION = "store.json"
+_MOST_DESCRIPTION_BYTES = 16 * 2**20
 _ROWS_AT_ONCE = 256
 
 OpenPart: TypeAlias = Literal["train", "validation"]
@@ -44,6 +48,24 @@ class Part:
     """Indices into the store's classes."""
     image_ids: tuple[str, ...]
     """The `image_id` of the ledger's `images` table."""
+
+
+class _StoreShape(TypedDict):
+    """What `store.json` says."""
+
+    version: int
+    files: dict[str, int]
+    classes: ListOf[str]
+    image_size: Annotated[int, Field(ge=1, le=10_000)]
+    fingerprint: Text
+    synthetic: bool
+    train_mean: Number
+    train_deviation: Number
+    num_images: dict[Split, Count]
+    num_masks: dict[Split, Count]
+
+
+_SHAPE = TypeAdapter(_StoreShape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +104,16 @@ class PixelStore:
         Raises:
             StoreDamagedError: A file is missing or short, or the store is another version's.
         """
+        path = directory / _DESCRIPTION
         try:
-            content = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
-            sizes = {name: (directory / name).stat().st_size for name in content["files"]}
-            if content["version"] != STORE_VERSION or sizes != content["files"]:
-                raise StoreDamagedError(_damaged_text(directory))
-            return cls(directory=directory, classes=tuple(content.pop("classes")), **_fields(content))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
+            described = require_shape(_SHAPE, content)
+            sizes = {name: (directory / name).stat().st_size for name in described["files"]}
+        except (OSError, ValueError) as error:
             raise StoreDamagedError(_damaged_text(directory)) from error
+        if described["version"] != STORE_VERSION or sizes != described["files"]:
+            raise StoreDamagedError(_damaged_text(directory))
+        return cls(directory=directory, classes=tuple(described["classes"]), **_fields(described))
 
     def part(self, name: OpenPart) -> Part:
         """Map the images for training or validation.
@@ -123,8 +147,8 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     return values
 
 
-def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in ("version", "files")}
+def _fields(described: "_StoreShape") -> dict[str, Any]:
+    return {name: value for name, value in described.items() if name not in ("version", "files", "classes")}
 
 
 def _damaged_text(directory: Path) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tune_lung.config import FIELD_TYPES, Point, PointValue, RunConfig, TrialConfig, checked_value, point_id
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, shortened
 from tune_lung.results.beginning import MOST_NAME_BYTES, begin_run, require_free
 from tune_lung.results.ledger import Ledger, Row
-from tune_lung.results.manifest import DataFacts, new_manifest
-from tune_lung.results.schema import StopReason, TrialStatus
+from tune_lung.results.manifest import DataFacts, new_manifest, require_manifest
+from tune_lung.results.parts import DamagedPartError, read_part
+from tune_lung.results.row_rules import require_rows
+from tune_lung.results.schema import StopReason, TrialStatus, table_schema
 from tune_lung.space import Arm, Choice, SampledAxis, SearchSpace, Uniform
 from tune_lung.strategy import Strategy
 
@@ -133,11 +135,12 @@ def write_run(recorded: RecordedRun, root: Path, *, is_named: bool = True) -> Pa
     if is_named:
         require_free(root)
     try:
+        require_manifest({**recorded.manifest, "name": root.name})
         ledger, ownership = begin_run(root, recorded.manifest, lambda ledger: _write_trials(recorded, ledger), is_named=is_named)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"What was read is no run of tune_lung: {error}") from error
+    except (ValueError, KeyError, TypeError, DamagedPartError) as error:
+        raise InputError(f"What was read is no run of tune_lung: {shortened(str(error))}") from error
     ownership.release()
     return ledger.paths.root
 
@@ -148,6 +151,14 @@ def _write_trials(recorded: RecordedRun, ledger: Ledger) -> None:
         ledger.write_trial(trial.row)
         if trial.epochs:
             ledger.write_epochs(trial.row["trial_id"], trial.epochs)
+    _require_readable(ledger)
+
+
+def _require_readable(ledger: Ledger) -> None:
+    """See that nothing was written that its readers would pass over."""
+    for table in ("trials", "epochs"):
+        for part in ledger.paths.parts(table):
+            require_rows(table, read_part(part, table_schema(table, ledger.classes)), ledger.classes)
 
 
 def folder_name(name: str) -> str:
@@ -164,9 +175,8 @@ def best_epoch_of(epochs: Sequence[Row]) -> Row:
 def _checked_point(params: Mapping[str, Any]) -> Point:
     point = {name: as_field(name, value) for name, value in params.items() if name in FIELD_TYPES and value is not None}
     if not point:
-        raise InputError(
-            f"None of its parameters ({', '.join(params) or 'it has none'}) is a field of a trial: {', '.join(FIELD_TYPES)}."
-        )
+        named = shortened(", ".join(params)) or "it has none"
+        raise InputError(f"None of its parameters ({named}) is a field of a trial: {', '.join(FIELD_TYPES)}.")
     TrialConfig.from_point(point)
     return point
 
@@ -176,8 +186,8 @@ def as_field(name: str, value: Any) -> PointValue:
     if FIELD_TYPES[name] is tuple and isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
-            raise InputError(f"{name} must be a list of whole numbers, not {value!r}.") from None
+        except (ValueError, RecursionError):
+            raise InputError(f"{name} must be a list of whole numbers, not {shortened(repr(value))}.") from None
     if FIELD_TYPES[name] is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     return checked_value(name, value)
@@ -255,7 +265,7 @@ def _notes(search: ForeignSearch, points: Sequence[Point], refused: Sequence[str
     ignored = dict.fromkeys(name for trial in search.trials for name in trial.params if name not in FIELD_TYPES)
     notes = []
     if ignored:
-        notes.append(f"Ignored, as no field of a trial has the name: {', '.join(ignored)}")
+        notes.append(f"Ignored, as no field of a trial has the name: {shortened(', '.join(ignored))}")
     if refused:
         notes.append(f"Left out {len(refused)} of {len(search.trials)} trials that cannot be built: {refused[0]}")
     if not any("model" in point for point in points):

@@ -19,7 +19,8 @@ TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Other tools that keep files in a run, each in a folder of its name."""
 
-_PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""What may name a part of a table, and so a trial."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class RunPaths:
         Raises:
             ValueError: There is no such table, or the part cannot be a file's name.
         """
-        if not _PART_NAME.fullmatch(part):
+        if not PART_NAME.fullmatch(part):
             raise ValueError(f"{part!r} cannot name a part of the table {table}: use letters, digits, '_', '-' and '.'.")
         return self.table(table) / f"{part}.parquet"
 

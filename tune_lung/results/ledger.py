@@ -19,15 +19,16 @@ import pyarrow as pa
 from tune_lung.errors import InputError
 from tune_lung.files import (
     CheckWriter,
-    DamagedFileError,
     anyone_may_write,
     read_json_with_digest,
     set_aside,
     write_json_with_digest,
 )
 from tune_lung.results.layout import TABLES, RunPaths
+from tune_lung.results.manifest import MOST_MANIFEST_BYTES, require_manifest
 from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
+from tune_lung.shapes import WrongShapeError
 
 _log = logging.getLogger(__name__)
 
@@ -216,11 +217,14 @@ class Ledger:
 
 
 def read_manifest(paths: RunPaths, damaged: list[str] | None = None) -> dict[str, Any]:
-    """Read a run's manifest, its digest verified; from its copy where its own file is damaged.
+    """Read a run's manifest, digest and shape verified; from its copy where its own file is damaged.
 
     Args:
         paths: The run's paths.
         damaged: Takes the name of the file that was passed over; None logs it.
+
+    Returns:
+        What it says; of a newer version's manifest only that it is one.
 
     Raises:
         InputError: The folder is no run, or its manifest and the copy are damaged.
@@ -229,6 +233,10 @@ def read_manifest(paths: RunPaths, damaged: list[str] | None = None) -> dict[str
         return _verified(paths.manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = InputError(f"'{paths.root}' is no run: it holds no run.json. Give a folder that tune_lung.search wrote.")
+        problem.__cause__ = error
+    except WrongShapeError as error:
+        said = "lacks what a run must say" if error.is_lacking else "says what no run says"
+        problem = InputError(f"The run.json of '{paths.root}' {said} ({error}).")
         problem.__cause__ = error
     except (ValueError, OSError) as error:
         problem = InputError(f"The run.json of '{paths.root}' cannot be read ({type(error).__name__}).")
@@ -248,12 +256,12 @@ def _verified(path: Path) -> dict[str, Any]:
     """Read one file of the manifest.
 
     Raises:
+        WrongShapeError: It does not say what every manifest says.
         ValueError: It is not what was written.
         OSError: It is not there, or the disk does not give it.
     """
-    manifest = read_json_with_digest(path)
-    if "schema_version" not in manifest:
-        raise DamagedFileError(f"{path.name} was not written by tune_lung.search.")
+    manifest = read_json_with_digest(path, most_bytes=MOST_MANIFEST_BYTES)
+    require_manifest(manifest)
     return manifest
 
 

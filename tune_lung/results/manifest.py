@@ -1,24 +1,141 @@
-"""The manifest, run.json: what a run is, in JSON values, without host name or absolute path."""
+"""The manifest, run.json: what a run is, in JSON values, without host name or absolute path.
+
+A manifest may be a stranger's. It defines the search and gives no orders: `space`, `strategy`, the run's settings and
+`settings` are read back as data; `command` is there for its reader's eye alone.
+"""
 
 import os
 import platform
+import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from tune_lung import __version__
-from tune_lung.config import RunConfig
+from tune_lung.config import Protocol, RunConfig, WeightsKind
 from tune_lung.results.schema import SCHEMA_VERSION
+from tune_lung.shapes import DISTINCT, AttemptNumber, Count, ListOf, Text, require_shape
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 
 Outcome = Literal["running", "completed", "interrupted", "failed"]
+MOST_MANIFEST_BYTES = 4 * 2**20
+"""Size of the largest manifest that is read: thousands of attempts at a search of thousands of cells."""
 
 _RECORDED_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pillow", "pyarrow")
+
+
+def _moment(text: str) -> str:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or not 1900 < moment.year < 9000:  # so that it can be brought to any zone, and time be added
+        raise ValueError("It is no moment with its zone.")
+    return text
+
+
+_Moment = Annotated[Text, AfterValidator(_moment)]
+
+
+class _SpaceShape(TypedDict):
+    """What is said of a space beside what `SearchSpace.from_json` reads."""
+
+    name: Text
+
+
+class _CountsShape(TypedDict):
+    """Images by part of the split."""
+
+    train: Count
+    validation: Count
+    test: Count
+
+
+class _DataShape(TypedDict):
+    """What `DataFacts` says."""
+
+    fingerprint: Text | None
+    synthetic: bool
+    classes: Annotated[ListOf[Text], DISTINCT, Field(max_length=10_000)]
+    counts: _CountsShape
+
+
+class _WeightsShape(TypedDict):
+    """Where a ResNet's backbone starts."""
+
+    kind: WeightsKind
+    name: Text
+    sha256: Text | None
+
+
+class SearchSettings(TypedDict):
+    """What else belongs to the search: it decides which images it uses."""
+
+    limit: Annotated[int, Field(ge=1, lt=2**63)] | None
+    """Images used at most; None for all."""
+    strict_data: bool
+    """Whether a bad file stops the search."""
+
+
+class _AttemptShape(TypedDict):
+    """What belongs to one attempt."""
+
+    command: ListOf[Any]
+    attempt: AttemptNumber
+    versions: dict[str, Any]
+    git_commit: Text | None
+    started_utc: _Moment
+    ended_utc: _Moment | None
+    status: Outcome
+
+
+class _OpeningShape(TypedDict):
+    """One opening of the test images."""
+
+    opened_utc: _Moment
+    trial_ids: ListOf[Text]
+
+
+class Manifest(_AttemptShape):
+    """What every manifest says; newer versions may say more."""
+
+    schema_version: Annotated[int, Field(ge=1)]
+    name: Text
+    space: _SpaceShape
+    space_sha256: Text
+    strategy: dict[str, Any]
+    protocol: Protocol | None
+    image_size: Count | None
+    select_by: Text
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    data: _DataShape
+    weights: dict[str, _WeightsShape]
+    test_openings: ListOf[_OpeningShape]
+    earlier_attempts: NotRequired[ListOf[_AttemptShape]]
+    """Since version 2 of the tables."""
+    warm_start: NotRequired[Text | None]
+    imported_from: NotRequired[Text]
+    run_id: NotRequired[Text]
+    settings: NotRequired[SearchSettings]
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_VERSION = TypeAdapter(Annotated[int, Field(ge=1)])
+
+
+def require_manifest(content: Mapping[str, Any]) -> None:
+    """Check that a manifest says what every manifest says; of a newer version's only the version.
+
+    Raises:
+        WrongShapeError: It says less, or something else.
+    """
+    if "schema_version" not in content or require_shape(_VERSION, content["schema_version"]) <= SCHEMA_VERSION:
+        require_shape(_MANIFEST, content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +162,7 @@ def new_manifest(
     run: RunConfig,
     data: DataFacts,
     weights: Mapping[str, Mapping[str, str | None]],
+    settings: SearchSettings | None = None,
 ) -> dict[str, Any]:
     """Describe a run that starts now.
 
@@ -57,9 +175,11 @@ def new_manifest(
         run: What all trials share.
         data: The images.
         weights: Kind, name and sha256 of each ResNet's weights, by model.
+        settings: What else belongs to the search; None for all images there are, bad files left out.
     """
     return {
         "schema_version": SCHEMA_VERSION,
+        "run_id": secrets.token_hex(16),
         "name": name,
         "space": space.as_json(),
         "space_sha256": space.sha256(),
@@ -68,6 +188,7 @@ def new_manifest(
         "image_size": run.image_size,
         "select_by": run.select_by,
         "seed": run.seed,
+        "settings": dict(settings or SearchSettings(limit=None, strict_data=False)),
         "data": {
             "fingerprint": data.fingerprint,
             "synthetic": data.synthetic,
@@ -82,7 +203,13 @@ def new_manifest(
 
 
 def resumed(
-    manifest: Mapping[str, Any], *, attempt: int, arguments: Sequence[str], space: SearchSpace, strategy: Strategy
+    manifest: Mapping[str, Any],
+    *,
+    attempt: int,
+    arguments: Sequence[str],
+    space: SearchSpace,
+    strategy: Strategy,
+    settings: SearchSettings,
 ) -> dict[str, Any]:
     """Return the manifest of a run that goes on now; what it said of the attempt before is kept in `earlier_attempts`.
 
@@ -92,6 +219,7 @@ def resumed(
         arguments: The command line that resumes it.
         space: What is tried: the same but for a larger budget.
         strategy: How it is searched: the same but for more samples, repeats or time.
+        settings: What else belongs to the search.
     """
     before = {name: manifest[name] for name in _beginning(1, ())}
     grown = {
@@ -99,6 +227,7 @@ def resumed(
         "space": space.as_json(),
         "space_sha256": space.sha256(),
         "strategy": {**manifest["strategy"], **strategy.as_json()},
+        "settings": dict(settings),
     }
     earlier = [*manifest.get("earlier_attempts", ()), before]
     return {**manifest, **grown, **_beginning(attempt, arguments), "earlier_attempts": earlier}

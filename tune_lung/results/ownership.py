@@ -24,16 +24,18 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, SoftFileLock, Timeout
+from pydantic import TypeAdapter
 
 from tune_lung.errors import InputError, SupersededError
-from tune_lung.files import DamagedFileError, read_regular_file, rename_to_new, write_text_whole
+from tune_lung.files import DamagedFileError, plain_json, read_regular_file, rename_to_new, write_text_whole
 from tune_lung.results.layout import TABLES, RunPaths
+from tune_lung.shapes import Amount, AttemptNumber, Count, built_from_json
 
 _SECONDS_BETWEEN_BEATS = 1.0
 _SECONDS_TO_WATCH = 2.5
@@ -48,23 +50,26 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 class Owner:
     """What `.owner-<attempt>.json` says."""
 
-    attempt: int
+    attempt: AttemptNumber
     """Number of the ownership, from 1."""
-    pid: int
+    pid: Count
     """The driver's process."""
     token: str = ""
     """16 hexadecimal digits, drawn for each ownership: tell it from one of the same number in a folder of the same name. The
     first 8 are the mark of its unfinished files."""
-    beat: int = 0
+    beat: Count = 0
     """Rises every second while the driver lives."""
     has_ended: bool = False
     """Whether the driver let the run go by itself."""
-    searched_seconds: float = 0.0
+    searched_seconds: Amount = 0.0
     """What this and all earlier attempts spent on searching."""
     is_out_of_time: bool = False
     """Whether the time budget is spent: every trial ends with the epoch it is in."""
     unfinished_folder: str = ""
     """Name of the hidden folder in which the run is made; empty once it is in its place."""
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 class Ownership:
@@ -371,9 +376,6 @@ def _owner_in(path: Path) -> Owner | None:
 def _parsed(content: bytes) -> Owner | None:
     """Read what an owner's file holds; None where it is not what was written."""
     try:
-        owner = Owner(**json.loads(content))
-    except (ValueError, TypeError, RecursionError):
+        return built_from_json(_OWNER, plain_json(content, name="The owner's file"))
+    except ValueError:
         return None
-    kinds = {field.name: field.type for field in fields(Owner)}
-    fit = (type(value) is kinds[name] or (kinds[name], type(value)) == (float, int) for name, value in vars(owner).items())
-    return owner if all(fit) else None

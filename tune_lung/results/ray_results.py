@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tune_lung.errors import InputError
+from tune_lung.files import MOST_JSON_BYTES, DamagedFileError, read_regular_file
 from tune_lung.results.imported import ForeignSearch, ForeignTrial
 from tune_lung.results.ledger import Row
 from tune_lung.results.schema import TrialStatus, table_schema
 
 _SCORES = ("selection_score", "val_macro_recall", "val_micro_recall", "val_loss")
 """What trials are ranked by: the first of these that was reported."""
+_FIRST_MOMENT, _LAST_MOMENT = 1, 10**11  # in seconds: from 1970 into the year 5138
 _EPOCH_COLUMNS = tuple(name for name in table_schema("epochs", ()).names if name not in ("trial_id", "epoch"))
 _FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds")
 
@@ -49,7 +51,7 @@ def read_ray_results(folder: Path) -> ForeignSearch:
     moments = [result["timestamp"] for results in results_by_trial.values() for result in results if _is_moment(result)]
     num_empty = len(found) - len(ended)
     return ForeignSearch(
-        name=folder.resolve().name,
+        name=_text(folder.resolve().name),
         source="Ray results folder",
         trials=ended,
         axes={},
@@ -67,10 +69,10 @@ def _trial(folder: Path, results: _Results, score_column: str | None, most_epoch
     last = results[-1] if results else {}
     is_whole = last.get("done") is True and len(results) == most_epochs
     return ForeignTrial(
-        name=folder.name,
+        name=_text(folder.name),
         params=_leaves(params),
         status=TrialStatus.FAILED if has_failed else TrialStatus.COMPLETED if is_whole else TrialStatus.STOPPED,
-        measured={name: last[name] for name in _FACT_COLUMNS if type(last.get(name)) is int},
+        measured={name: last[name] for name in _FACT_COLUMNS if type(last.get(name)) is int and 0 <= last[name] < 2**63},
         epochs=_epochs(results, score_column),
     )
 
@@ -95,15 +97,22 @@ def _score_column(all_results: Iterable[_Results]) -> str | None:
 def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten nested settings, such as Ray Train's `train_loop_config`, to their innermost names."""
     leaves: dict[str, Any] = {}
-    for name, value in params.items():
-        leaves |= _leaves(value) if isinstance(value, dict) else {name: value}
+    waiting = [iter(params.items())]  # no recursion: a stranger's may be nested as deep as JSON can be
+    while waiting:
+        for name, value in waiting[-1]:
+            if isinstance(value, dict):
+                waiting.append(iter(value.items()))
+                break
+            leaves[name] = value
+        else:
+            waiting.pop()
     return leaves
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a trial's results; a killed trial may have left its last one torn."""
     results: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in _text_of(path).splitlines():
         result = _parsed(line)
         if result is None:
             break
@@ -112,7 +121,19 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
-    return _parsed(path.read_text(encoding="utf-8", errors="replace"))
+    return _parsed(_text_of(path))
+
+
+def _text_of(path: Path) -> str:
+    """Read a file; one that is not there, or no regular one, is empty."""
+    try:
+        return _text(read_regular_file(path, most_bytes=MOST_JSON_BYTES).decode(errors="replace"))
+    except (OSError, DamagedFileError):
+        return ""
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
@@ -124,12 +145,14 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    """Whether it is a number that a table can hold; one that is not finite becomes null there."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _is_epoch(value: object) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value < 2**31
 
 
 def _is_moment(result: Mapping[str, Any]) -> bool:
-    return _is_number(result.get("timestamp"))
+    moment = result.get("timestamp")
+    return _is_number(moment) and _FIRST_MOMENT < moment < _LAST_MOMENT  # type: ignore[operator]

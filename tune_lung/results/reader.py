@@ -1,6 +1,6 @@
 """Reading a run's tables: as pandas frames, damaged parts passed over and named."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tune_lung.printable import in_one_line
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.parts import DamagedPartError, read_part
+from tune_lung.results.row_rules import has_good_rows, trials_of
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
 
 _MOST_LETTERS = 200
@@ -102,14 +103,32 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _read_table(name: str, parts_found: Sequence[Path], classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
     schema = table_schema(name, classes)
-    parts = [schema.empty_table()]
+    found: dict[Path, pa.Table] = {}
     for path in parts_found:
         try:
-            parts.append(read_part(path, schema))
+            found[path] = read_part(path, schema)
         except (DamagedPartError, OSError):
             damaged.append(f"{name}/{path.name}")
-    frame: pd.DataFrame = _by_trial(pa.concat_tables(parts)).to_pandas(types_mapper=_NULLABLE.get)
+    table = pa.concat_tables([schema.empty_table(), *found.values()])
+    if not has_good_rows(name, table, classes):  # all at once, for that is cheap; which part it is matters only now
+        for path in _bad_parts(name, found, classes):
+            damaged.append(f"{name}/{path.name}")
+            del found[path]
+        table = pa.concat_tables([schema.empty_table(), *found.values()])
+    frame: pd.DataFrame = _by_trial(table).to_pandas(types_mapper=_NULLABLE.get)
     return frame
+
+
+def _bad_parts(name: str, found: Mapping[Path, pa.Table], classes: Sequence[str]) -> list[Path]:
+    """List the parts with rows that no search writes, and of several with rows of one trial, such as copies, all but one."""
+    bad = [path for path, rows in found.items() if not has_good_rows(name, rows, classes)]
+    trials = {path: trials_of(name, rows) for path, rows in found.items() if path not in bad}
+    seen: set[str] = set()
+    for path in sorted(trials, key=lambda path: (path.stem not in trials[path], path.name)):
+        if not seen.isdisjoint(trials[path]):
+            bad.append(path)
+        seen.update(trials[path])
+    return bad
 
 
 def _by_trial(table: pa.Table) -> pa.Table:

@@ -20,14 +20,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from tune_lung.files import CheckWriter, anyone_may_write, whole_file
+from tune_lung.files import CheckWriter, anyone_may_write, plain_json, whole_file
+from tune_lung.shapes import Count, ListOf, Number, require_shape
 
 _STATE_OR_UNFINISHED = re.compile(r"(last|previous|previous_best)\.safetensors|\.(best|last)\.safetensors\.[0-9a-f]{8}")
 """Names of what training goes on from, and of what a killed worker left unfinished."""
@@ -213,16 +216,36 @@ def load(path: Path) -> Checkpoint:
         FileNotFoundError: There is no such file.
         DamagedCheckpointError: The file was cut, changed or never was a checkpoint.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would hang whoever opens it
+        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' is no regular file.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+        state = metadata.get("state", "")
+        digest = _digest(tensors, state)
+    except (SafetensorError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # number formats unknown to torch
         raise DamagedCheckpointError(f"The checkpoint '{path.stem}' cannot be read: {error}") from error
-    state = metadata.get("state", "")
-    if metadata.get("sha256") != _digest(tensors, state):
+    if metadata.get("sha256") != digest:
         raise DamagedCheckpointError(f"The checkpoint '{path.stem}' does not match its digest.")
-    return Checkpoint(tensors=tensors, state=json.loads(state))
+    try:
+        content = plain_json(state, name="its state")
+        require_shape(_STATE, content)
+    except ValueError as error:
+        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' holds no state of training: {error}") from error
+    return Checkpoint(tensors=tensors, state=content)
+
+
+class _StateShape(TypedDict):
+    """What every checkpoint's state has; one to go on from has more."""
+
+    epoch: Count
+    best_epoch: NotRequired[Count]
+    best_score: NotRequired[Number]
+    history: NotRequired[ListOf[dict[str, Any]]]
+
+
+_STATE = TypeAdapter(_StateShape)
 
 
 def _digest(tensors: Mapping[str, Tensor], state: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -22,6 +23,7 @@ from tune_lung.models.network import Network, changing_state, load_changing_stat
 from tune_lung.models.precision import autocast
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TimePart
+from tune_lung.shapes import built_from_json
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.training.early_stopping import EarlyStopping
 from tune_lung.training.inputs import Inputs, open_inputs
@@ -50,8 +52,8 @@ class DivergedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochResult:
-    """What one epoch showed."""
+class EpochNumbers:
+    """What one epoch showed, in plain numbers; a checkpoint keeps those of every epoch before it."""
 
     epoch: int
     """Counted from 1."""
@@ -81,6 +83,12 @@ class EpochResult:
     """Why the trial ends with this epoch; None when it goes on."""
     prefix_seconds: float | None
     """What computing the frozen prefix's features took, once; None where they were not kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult(EpochNumbers):
+    """What one epoch showed, and what else is told with it, once."""
+
     kept_logits_NK: Tensor | None
     """The best network's answers for the validation images, where its checkpoint was written, or found, since the result
     before; else None."""
@@ -88,6 +96,9 @@ class EpochResult:
     """Where the time since the result before went; empty without a stopwatch."""
     damaged_checkpoints: tuple[str, ...] = ()
     """Checkpoints that were passed over when the trial went on, such as `last`; told with its first result."""
+
+
+_HISTORY = TypeAdapter(list[EpochNumbers])
 
 
 def _never() -> bool:
@@ -210,15 +221,23 @@ class _State:
 
 
 def _start_or_resume(job: TrainingJob, checkpoints: Checkpoints) -> _State:
-    network = job.build_network()
-    state = _State(network=network, optimizer=_optimizer(job.trial, network), stopping=EarlyStopping(patience=job.trial.patience))
-    found = checkpoints.newest()
+    state, found = _at_its_start(job), checkpoints.newest()
     state.damaged = found.damaged
     # A version that kept no history began its trials anew; a checkpoint of its is passed over.
     if found.state is not None and found.best is not None and "history" in found.state.state:
-        _restore(state, found.state)
-        state.found_logits_NK = found.best.tensors[_VALIDATION_LOGITS]
+        try:
+            _restore(state, found.state, found.best, job)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError):  # another network's, or another trial's
+            state = _at_its_start(job)
+            state.damaged = (*found.damaged, checkpoints.last.stem)
     return state
+
+
+def _at_its_start(job: TrainingJob) -> _State:
+    network = job.build_network()
+    return _State(network=network, optimizer=_optimizer(job.trial, network), stopping=EarlyStopping(patience=job.trial.patience))
 
 
 def _results_again(state: _State, trial: TrialConfig, known_epochs: int) -> Iterator[EpochResult]:
@@ -379,15 +398,27 @@ def checkpoint_bytes(optimizer: str, network: Network) -> tuple[int, int]:
     return best, best + _MOMENTS[optimizer] * trained
 
 
-def _restore(state: _State, checkpoint: Checkpoint) -> None:
+def _restore(state: _State, checkpoint: Checkpoint, best: Checkpoint, job: TrainingJob) -> None:
+    """Bring a trial at its start to where a checkpoint has it.
+
+    Raises:
+        ValueError: It is no checkpoint of this trial; as do an IndexError, a KeyError, a RuntimeError and a TypeError.
+    """
     load_changing_state(state.network, checkpoint.part("network"))
     parameters = trainable_parameters(state.network)
     memory: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.part("optimizer").items():
         index, _, name = key.partition(".")
+        if tensor.shape not in (parameters[int(index)].shape, torch.Size([])):
+            raise ValueError("Its optimizer is another network's.")
         memory.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
     state.optimizer.load_state_dict({"state": memory, "param_groups": state.optimizer.state_dict()["param_groups"]})
     state.stopping.best_epoch = checkpoint.state["best_epoch"]
     state.stopping.best_score = checkpoint.state["best_score"]
     state.epochs_done = int(checkpoint.state["epoch"])
-    state.history = list(checkpoint.state["history"])
+    state.history = [dict(vars(numbers)) for numbers in built_from_json(_HISTORY, checkpoint.state["history"])]
+    if [row["epoch"] for row in state.history] != list(range(1, state.epochs_done + 1)):
+        raise ValueError("Its history is not that of its epochs.")
+    state.found_logits_NK = best.tensors[_VALIDATION_LOGITS]
+    if state.found_logits_NK.shape != (len(job.validation.labels_N), len(job.store.classes)):
+        raise ValueError("Its answers are not for these images.")

@@ -18,20 +18,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from tune_lung.config import Precision, ResNetConfig
 from tune_lung.data.cache import Cache, content_key
 from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
+from tune_lung.files import plain_json, read_regular_file
 from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
 from tune_lung.models.network import Network, network_outline
 from tune_lung.models.precision import autocast
+from tune_lung.shapes import Amount, Count, require_shape
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_gain import prefix_gain
 
@@ -45,6 +50,7 @@ _KIND = "features"
 _DESCRIPTION = "features.json"
 _STATISTICS = "statistics.safetensors"
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MOST_DESCRIPTION_BYTES = 100_000
 _ROOM_TO_LEAVE = 0.05
 """Share of the disk that features never take."""
 
@@ -53,6 +59,26 @@ _log = logging.getLogger(__name__)
 
 class FeaturesDamagedError(InputError):
     """Stored features that are missing, incomplete or of another version."""
+
+
+class _ShapesShape(TypedDict):
+    """Numbers of images, rows, columns and channels."""
+
+    train: Annotated[list[Count], Field(min_length=4, max_length=4)]
+    validation: Annotated[list[Count], Field(min_length=4, max_length=4)]
+
+
+class _FeaturesShape(TypedDict):
+    """What an entry's description says."""
+
+    version: int
+    precision: Precision
+    shapes: _ShapesShape
+    seconds: Amount
+    files: dict[str, int]
+
+
+_SHAPE = TypeAdapter(_FeaturesShape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +108,9 @@ class PrefixFeatures:
             FeaturesDamagedError: A file is missing or short, or the entry is another version's.
         """
         try:
-            content = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            path = folder / _DESCRIPTION
+            content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
+            content = require_shape(_SHAPE, content)
             sizes = {name: (folder / name).stat().st_size for name in content["files"]}
             if content["version"] != FEATURES_VERSION or sizes != content["files"]:
                 raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
@@ -92,7 +120,7 @@ class PrefixFeatures:
                 statistics=load_file(folder / _STATISTICS),
                 seconds=content["seconds"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise FeaturesDamagedError("Stored prefix features are damaged or of another version.") from error
 
 
@@ -268,6 +296,8 @@ def _write_part(path: Path, source: _Source, part: OpenPart, job: TrainingJob) -
     return [num_images, *shape]
 
 
-def _mapped(folder: Path, part: OpenPart, content: dict[str, Any]) -> Tensor:
+def _mapped(folder: Path, part: OpenPart, content: _FeaturesShape) -> Tensor:
     shape, dtype = content["shapes"][part], _DTYPES[content["precision"]]
+    if math.prod(shape) * dtype.itemsize != content["files"].get(part):
+        raise ValueError(f"{part} is not as large as its shape says.")
     return torch.from_file(str(folder / part), shared=False, size=math.prod(shape), dtype=dtype).view(shape)

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
+from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, require_shape
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
@@ -51,16 +55,16 @@ def earlier_attempts(
         InputError: A trial of the run is none of this search.
     """
     cells = {cell.name: cell for cell in space.cells()}
-    epochs, decisions, profile = (
-        _rows_by_trial(table, order)
-        for table, order in ((run.epochs, "epoch"), (run.decisions, "decision"), (run.profile, "epoch"))
-    )
+    rows = _required(_TRIAL_ROWS, run, "trials")
+    epochs = _rows_by_trial(_required(_EPOCH_ROWS, run, "epochs"), "epoch")
+    decisions, profile = _rows_by_trial(plain_rows(run.decisions), "decision"), _rows_by_trial(plain_rows(run.profile), "epoch")
     predicted = set(run.validation_predictions["trial_id"])
     records, begun, num_anew = [], set(), 0
-    for row in plain_rows(run.trials):
+    for row in rows:
         trial_id = row["trial_id"]
         record = _record_of(row, _plan_of(row, cells, setup))
-        record.epochs, record.decisions, record.profile = (rows.pop(trial_id, []) for rows in (epochs, decisions, profile))
+        record.epochs, record.decisions, record.profile = (own.pop(trial_id, []) for own in (epochs, decisions, profile))
+        _require_sense(record, strategy)
         is_whole = len(record.epochs) >= row["epochs_run"] and (not record.epochs or trial_id in predicted)
         _reopen(record, is_whole=is_whole, is_time_left=is_time_left)
         records.append(record)
@@ -74,6 +78,8 @@ def earlier_attempts(
     settled = [record for record in records if record.plan.trial_id in begun and record.has_all_epochs_to_its_stop]
     for record in settled:
         order += 1
+        if strategy.scheduler == "none":
+            raise InputError(f"Trial {record.plan.trial_id} of the run was stopped, and its search stops none.")
         record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order)
     numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
@@ -85,6 +91,47 @@ def earlier_attempts(
         order=order,
         num_anew=num_anew,
     )
+
+
+class _TrialRow(TypedDict):
+    """What a row of the table `trials` must have for its trial to go on."""
+
+    repeat: Count
+    attempts: Count
+    epochs_run: Count
+    cpus: Amount
+    gpus: Amount
+    concurrent_trials: Count
+
+
+class _EpochRow(TypedDict):
+    """What a row of the table `epochs` must have."""
+
+    selection_score: Number
+    epoch_seconds: Number
+
+
+_TRIAL_ROWS, _EPOCH_ROWS = TypeAdapter(ListOf[_TrialRow]), TypeAdapter(ListOf[_EpochRow])
+
+
+def _required(shape: TypeAdapter[Any], run: Run, table: str) -> list[dict[str, Any]]:
+    rows = plain_rows(getattr(run, table))
+    try:
+        require_shape(shape, rows)
+    except WrongShapeError as error:
+        raise InputError(f"The table {table} of '{run.name}' is none that a search goes on with ({error}).") from error
+    return rows
+
+
+def _require_sense(record: TrialRecord, strategy: Strategy) -> None:
+    """Refuse a trial that no search can have left so."""
+    trial_id = record.plan.trial_id
+    if record.plan.repeat >= strategy.repeats:
+        raise InputError(f"Trial {trial_id} of the run is repeat {record.plan.repeat}, and its points have {strategy.repeats}.")
+    if record.ended_order is not None and record.ended_order < record.proposed_order:
+        raise InputError(f"Trial {trial_id} of the run ended before it was proposed.")
+    if [row["epoch"] for row in record.epochs] != list(range(1, len(record.epochs) + 1)):
+        raise InputError(f"Trial {trial_id} of the run has not every epoch from its first to its last.")
 
 
 def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
@@ -138,12 +185,12 @@ def _restore_decisions(
         record.decisions.sort(key=lambda row: int(row["decision"]))
 
 
-def _rows_by_trial(table: Any, order: str) -> dict[str, list[dict[str, Any]]]:
+def _rows_by_trial(rows: Iterable[dict[str, Any]], order: str) -> dict[str, list[dict[str, Any]]]:
     rows_by_trial: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in plain_rows(table):
+    for row in rows:
         if "trial_id" in row:
             rows_by_trial[row["trial_id"]].append(row)
-    return {trial_id: sorted(rows, key=lambda row: row[order]) for trial_id, rows in rows_by_trial.items()}
+    return {trial_id: sorted(own, key=lambda row: row[order]) for trial_id, own in rows_by_trial.items()}
 
 
 def _plan_of(row: Mapping[str, Any], cells: Mapping[str, Cell], setup: SearchSetup) -> TrialPlan:

@@ -34,7 +34,11 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     store = setup.open_store()
     job = setup.training_job(plan, store=store, device=device)
     network = job.build_network()
-    load_changing_state(network, best_of(plan, setup, best_epoch).part("network"))
+    best = best_of(plan, setup, best_epoch)
+    try:
+        load_changing_state(network, best.part("network"))
+    except (RuntimeError, ValueError) as error:
+        raise DamagedCheckpointError("The checkpoint 'best' is another network's.") from error
     part = store.open_test()
     batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
     logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)

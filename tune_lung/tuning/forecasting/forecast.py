@@ -113,9 +113,8 @@ def plan_cells(cells: Iterable[Cell], strategy: Strategy) -> tuple[CellPlan, ...
     """Say what each cell is given: never more points than there are."""
     plans = []
     for cell in cells:
-        listed = cell.all_values()
-        wanted = strategy.num_points(cell)
-        num_points = wanted if listed is None else min(wanted, len(listed))
+        there_are, wanted = cell.num_values(), strategy.num_points(cell)
+        num_points = wanted if there_are is None else min(wanted, there_are)
         plans.append(CellPlan(cell=cell, num_points=num_points, samples=_samples(cell, min(num_points, _SAMPLES_PER_CELL))))
     return tuple(plans)
 

@@ -5,15 +5,17 @@ single objective, the selection score of each epoch. All other columns of the ta
 the file alone makes the run's trials again. Nothing is ever unpickled: sqlite files are read, and no other storage.
 """
 
+import json
 import os
 import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_type_hints
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -21,19 +23,22 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from pydantic import TypeAdapter
 from sqlalchemy.pool import NullPool
+from typing_extensions import TypedDict
 
 from tune_lung.config import FIELD_TYPES, checked_value
 from tune_lung.errors import InputError, did_you_mean
-from tune_lung.files import whole_file
+from tune_lung.files import plain_json, whole_file
 from tune_lung.results.imported import ForeignSearch, ForeignTrial, RecordedRun, RecordedTrial, as_field, run_of
 from tune_lung.results.ledger import Row
+from tune_lung.results.manifest import require_manifest
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import SCHEMA_VERSION, TrialStatus, table_schema
 from tune_lung.scratch import ScratchFolder
+from tune_lung.shapes import Count, ListOf, Text, WrongShapeError, require_shape
 from tune_lung.space import Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace, Uniform
-from tune_lung.strategy import Objective, Strategy
+from tune_lung.strategy import Objective, recorded_objectives
 from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, outcome_of
 
 _MANIFEST = "tune_lung_manifest"
@@ -43,6 +48,8 @@ _STATUSES = {
     TrialState.PRUNED: TrialStatus.STOPPED,
     TrialState.FAIL: TrialStatus.FAILED,
 }
+_MOST_BYTES = 4 * 10**9
+_LARGEST_BOUND = 2**31
 _METRICS = ("val_loss", "val_macro_recall", "val_micro_recall")
 
 
@@ -85,16 +92,70 @@ def read_study(path: Path, name: str | None = None) -> RecordedRun:
     """
     try:
         with ScratchFolder() as folder, _storage(_copied(path, folder.path)) as storage:
-            study = optuna.load_study(study_name=_study_name(storage, path, name), storage=storage)
-            manifest, trials = study.user_attrs.get(_MANIFEST), study.get_trials(deepcopy=False)
-            return _foreign_run(study, trials) if manifest is None else _own_run(manifest, trials)
-    except (sqlite3.Error, SQLAlchemyError) as error:
-        raise InputError(f"'{path.name}' is no sqlite file of Optuna that can be read ({type(error).__name__}).") from error
+            found = _FoundStudy.of(optuna.load_study(study_name=_study_name(storage, path, name), storage=storage))
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"'{path.name}' is no sqlite file of Optuna that can be read (nested too deep).") from error
     except RuntimeError as error:  # what Optuna says of tables of another version
         raise InputError(
             f"'{path.name}' was written by another Optuna than {optuna.__version__}. Bring a copy of it up to date with"
             " 'optuna storage upgrade', or install the newer Optuna."
         ) from error
+    except Exception as error:  # of a stranger's tables Optuna and SQLAlchemy raise whatever they stumble over
+        raise InputError(f"'{path.name}' is no sqlite file of Optuna that can be read ({type(error).__name__}).") from error
+    try:
+        return _foreign_run(found) if found.manifest is None else _own_run(found.manifest, found.trials)
+    except WrongShapeError as error:
+        raise InputError(f"The study in '{path.name}' is none that can be read ({error}).") from error
+
+
+class _TrialShape(TypedDict):
+    """What Optuna gives of a trial."""
+
+    number: Count
+    params: dict[str, Any]
+    values: list[float] | None
+    intermediate_values: dict[Count, float]
+    user_attrs: dict[str, Any]
+
+
+_TRIALS = TypeAdapter(ListOf[_TrialShape])
+_METRIC_NAMES = TypeAdapter(list[Text])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FoundStudy:
+    """A study as it was read, its file closed."""
+
+    name: str
+    directions: Sequence[StudyDirection]
+    metric_names: Sequence[str]
+    manifest: Mapping[str, Any] | None
+    """Of the run that it was exported from; None for somebody else's study."""
+    trials: Sequence[FrozenTrial]
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> Self:
+        """Read all of it.
+
+        Raises:
+            WrongShapeError: Its trials hold what no trial does.
+        """
+        trials = study.get_trials(deepcopy=False)
+        require_shape(_TRIALS, [{name: getattr(trial, name) for name in get_type_hints(_TrialShape)} for trial in trials])
+        metric_names = require_shape(_METRIC_NAMES, study.metric_names or [])
+        manifest = study.user_attrs.get(_MANIFEST)
+        if manifest is not None:
+            manifest = plain_json(json.dumps(manifest), name="the study's manifest")
+            require_manifest(manifest)
+        return cls(
+            name=str(study.study_name),
+            directions=study.directions,
+            metric_names=metric_names,
+            manifest=manifest,
+            trials=trials,
+        )
 
 
 def study_distributions(space: SearchSpace) -> tuple[dict[str, BaseDistribution], ...]:
@@ -200,30 +261,43 @@ def _frozen_trial(
     """Lay a row out as Optuna keeps a trial; as it has no moments of its own, it starts with the run."""
     state, values = outcome_of(TrialStatus(row["status"]), objective_values(row, objectives))
     params = {name: as_parameter(checked_value(name, row[name])) for name in distributions if name in row}
-    trial = optuna.trial.create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={name: distributions[name] for name in params},
-        user_attrs=dict(row),
-        intermediate_values={epoch["epoch"]: epoch["selection_score"] for epoch in epochs if "selection_score" in epoch},
-    )
+    try:
+        trial = optuna.trial.create_trial(
+            state=state,
+            values=values,
+            params=params,
+            distributions={name: distributions[name] for name in params},
+            user_attrs=dict(row),
+            intermediate_values={epoch["epoch"]: epoch["selection_score"] for epoch in epochs if "selection_score" in epoch},
+        )
+    except ValueError as error:
+        raise InputError(
+            f"Trial {row['trial_id']} of the run lies outside the run's own space: it is none of its search."
+        ) from error
     trial.datetime_start = started
     trial.datetime_complete = started + timedelta(seconds=row.get("epochs_run", 0) * row.get("epoch_seconds_mean", 0))
     return trial
 
 
 def _objectives(run: Run) -> tuple[Objective, ...]:
-    return Strategy.from_json(run.manifest["strategy"]).objectives
+    return recorded_objectives(run.manifest["strategy"])
 
 
 def _copied(path: Path, folder: Path) -> Path:
-    """Copy a database as sqlite sees it, with what still lies in its journal."""
+    """Copy a database as sqlite sees it, with what still lies in its journal.
+
+    Raises:
+        InputError: It is larger than any study, or holds more than tables: views and triggers compute when they are read.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"'{path.name}' is larger than any study of Optuna ({_MOST_BYTES // 10**9} GB).")
     copy = folder / "study.db"
     with (
         closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as source,
         closing(sqlite3.connect(copy)) as target,
     ):
+        if source.execute("SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')").fetchone()[0]:
+            raise InputError(f"'{path.name}' holds more than the tables of a study. Export it anew with Optuna.")
         source.backup(target)
     return copy
 
@@ -258,24 +332,29 @@ def _own_run(manifest: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> Reco
     return RecordedRun(manifest=manifest, trials=recorded, notes=notes)
 
 
-def _foreign_run(study: optuna.Study, trials: Sequence[FrozenTrial]) -> RecordedRun:
-    ended = [trial for trial in trials if trial.state in _STATUSES]
-    moments = [trial.datetime_start for trial in ended if trial.datetime_start is not None]
-    names = study.metric_names or []
-    num_unfinished = len(trials) - len(ended)
-    notes = [f"Left out {num_unfinished} of {len(trials)} trials that have not ended"] if num_unfinished else []
+def _foreign_run(study: _FoundStudy) -> RecordedRun:
+    ended = [trial for trial in study.trials if trial.state in _STATUSES]
+    moments = [trial.datetime_start for trial in ended if isinstance(trial.datetime_start, datetime)]
+    names = study.metric_names
+    num_unfinished = len(study.trials) - len(ended)
+    notes = [f"Left out {num_unfinished} of {len(study.trials)} trials that have not ended"] if num_unfinished else []
     if len(study.directions) > 1:
         notes.append(f"The study has {len(study.directions)} objectives: trials are ranked by the first")
     search = ForeignSearch(
-        name=study.study_name,
+        name=study.name,
         source="Optuna study",
         trials=tuple(_foreign_trial(trial, study.directions[0], names) for trial in ended),
         axes=_axes(ended),
         select_by=names[0] if names else "the study's value",
-        started_utc=min(moments).astimezone(UTC).isoformat(timespec="seconds") if moments else None,
+        started_utc=_moment(min(moments)) if moments else None,
         notes=tuple(notes),
     )
     return run_of(search)
+
+
+def _moment(naive: datetime) -> str | None:
+    """Write a moment of Optuna's in UTC; None for one that no clock has shown."""
+    return naive.astimezone(UTC).isoformat(timespec="seconds") if 1970 < naive.year < 9000 else None
 
 
 def _foreign_trial(trial: FrozenTrial, direction: StudyDirection, metric_names: Sequence[str]) -> ForeignTrial:
@@ -311,7 +390,7 @@ def _axis_of(name: str, distributions: Sequence[Any]) -> SampledAxis | None:
     if any(isinstance(one, CategoricalDistribution) for one in distributions):
         return None
     low, high = min(one.low for one in distributions), max(one.high for one in distributions)
-    if low == high:
+    if not -_LARGEST_BOUND < low < high < _LARGEST_BOUND:
         return None
     if FIELD_TYPES[name] is float:
         return (LogUniform if all(one.log for one in distributions) else Uniform)(float(low), float(high))

@@ -42,6 +42,7 @@ _STATES = {
 }
 
 _MOST_PROPOSALS_OF_KNOWN_POINTS = 8
+_MOST_LISTED = 1_000_000
 _STARTUP_TRIALS = 10
 _LARGEST_POPULATION, _SMALLEST_POPULATION, _LEAST_GENERATIONS = 50, 8, 5
 
@@ -229,11 +230,21 @@ class Studies:
     def _unseen(self, cell: Cell) -> Values | None:
         """Draw a point that was not proposed yet, all equal; None where there is none."""
         generator = np.random.default_rng(derive_seed(self._seed, "unseen", cell.name, len(self._asked)))
-        listed = cell.all_values()
-        if listed is None:
+        number = cell.num_values()
+        if number is None:
             raise RuntimeError(f"The sampler proposes the same point again and again in cell '{cell.name}'.")
-        left = [values for values in listed if _point_key(cell, values) not in self._by_point]
+        if number > _MOST_LISTED:
+            return self._drawn_unseen(cell, generator)
+        left = [values for values in cell.all_values() or () if _point_key(cell, values) not in self._by_point]
         return left[generator.integers(len(left))] if left else None
+
+    def _drawn_unseen(self, cell: Cell, generator: np.random.Generator) -> Values:
+        """Draw until a point comes that was not proposed: there are far more than a search proposes."""
+        listed = {name: axis.all_values() or () for name, axis in cell.axes.items()}
+        while True:
+            values = {name: own[int(generator.integers(len(own)))] for name, own in listed.items()}
+            if _point_key(cell, values) not in self._by_point:
+                return values
 
     def _learn(self, trial: KnownTrial) -> None:
         if not trial.is_comparable:

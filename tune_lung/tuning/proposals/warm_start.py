@@ -8,20 +8,26 @@ best point is tried first and its score is measured anew.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from optuna.trial import TrialState
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, checked_value
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, shortened
+from tune_lung.files import DamagedFileError
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import TrialStatus
+from tune_lung.shapes import ListOf, Number, Text, WrongShapeError, require_shape
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.space_changes import space_changes
-from tune_lung.strategy import Objective, Strategy
+from tune_lung.strategy import Objective, Strategy, recorded_objectives
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Values, objective_values, outcome_of, outcome_of_repeats
 
+MOST_LESSONS_BYTES = 64 * 2**20
+"""Size of the largest file of lessons that is read: a million epochs take as much."""
 _MAY_DIFFER = (*BUDGET_FIELDS, "precision", "weights")
 """Fixed fields that do not keep a search from learning: the budget, how numbers are computed, where backbones start."""
 
@@ -44,7 +50,8 @@ def require_compatible(earlier: Run, space: SearchSpace, strategy: Strategy, run
         raise InputError(f"--warm-start: '{space.name}' samples nothing; each of its {len(space.cells())} cells is run.")
     for field, there, here in _differences(earlier, space, strategy, run):
         raise InputError(
-            f"--warm-start: {field} is {there} in '{earlier.name}' and {here} here. Make them the same, or start without it."
+            f"--warm-start: {shortened(field)} is {shortened(str(there))} in '{earlier.name}' and {shortened(str(here))} here. Make"
+            " them the same, or start without it."
         )
 
 
@@ -88,20 +95,64 @@ def lessons_as_json(known: Sequence[KnownTrial]) -> dict[str, Any]:
     return {"trials": trials}
 
 
-def lessons_from_json(content: Mapping[str, Any], space: SearchSpace) -> list[KnownTrial]:
-    """Read back what `lessons_as_json` laid out."""
-    cells = {cell.name: cell for cell in space.cells()}
-    return [
-        KnownTrial(
-            cell=cells[trial["cell"]],
-            values={name: checked_value(name, value) for name, value in trial["values"].items()},
-            state=TrialState[trial["state"]],
-            objective_values=None if trial["objective_values"] is None else tuple(trial["objective_values"]),
-            scores={int(epoch): score for epoch, score in trial["scores"]},
-            is_comparable=trial["is_comparable"],
-        )
-        for trial in content["trials"]
-    ]
+def lessons_from_json(content: Mapping[str, Any], space: SearchSpace, strategy: Strategy) -> list[KnownTrial]:
+    """Read back what `lessons_as_json` laid out.
+
+    Args:
+        content: As it was read.
+        space: What is tried.
+        strategy: How it is searched.
+
+    Raises:
+        DamagedFileError: It is nothing that a search of this space can be taught.
+    """
+    try:
+        lessons = require_shape(_LESSONS, content)["trials"]
+        cells = {cell.name: cell for cell in space.cells()}
+        return [_known(lesson, cells, strategy) for lesson in lessons]
+    except (WrongShapeError, InputError) as error:
+        raise DamagedFileError(f"What the search was taught cannot be read ({error}).") from error
+
+
+class _Lesson(TypedDict):
+    """One finished trial."""
+
+    cell: Text
+    values: dict[str, Any]
+    state: Literal["COMPLETE", "PRUNED", "FAIL"]
+    objective_values: list[Number] | None
+    scores: ListOf[Annotated[list[Number], Field(min_length=2, max_length=2)]]
+    """Pairs of an epoch and its score."""
+    is_comparable: bool
+
+
+class _Lessons(TypedDict):
+    """What `lessons_as_json` gives."""
+
+    trials: ListOf[_Lesson]
+
+
+_LESSONS = TypeAdapter(_Lessons)
+
+
+def _known(lesson: _Lesson, cells: Mapping[str, Cell], strategy: Strategy) -> KnownTrial:
+    cell, state = cells.get(lesson["cell"]), TrialState[lesson["state"]]
+    values = {name: checked_value(name, value) for name, value in lesson["values"].items()}
+    if cell is None or not cell.may_sample(values):
+        raise InputError("a point lies in no cell")
+    numbers, scores = lesson["objective_values"], {int(epoch): score for epoch, score in lesson["scores"]}
+    if (len(numbers) if numbers is not None else 0) != (len(strategy.objectives) if state is TrialState.COMPLETE else 0):
+        raise InputError("a trial has not a number for each objective")
+    if any(not epoch.is_integer() or epoch < 1 for epoch, _ in lesson["scores"]):
+        raise InputError("an epoch is none")
+    return KnownTrial(
+        cell=cell,
+        values=values,
+        state=state,
+        objective_values=None if numbers is None else tuple(numbers),
+        scores=scores,
+        is_comparable=lesson["is_comparable"],
+    )
 
 
 def lesson(known: Sequence[KnownTrial], earlier: Run) -> list[str]:
@@ -163,7 +214,13 @@ def _finished_points(earlier: Run, space: SearchSpace, setup: SearchSetup) -> li
     for row in plain_rows(earlier.trials):
         cell = cells.get(row["cell"])
         if cell is not None and cell.axes.keys() <= row.keys():
-            rows_by_point[cell.name, tuple(checked_value(name, row[name]) for name in cell.axes)].append(row)
+            values = {name: checked_value(name, row[name]) for name in cell.axes}
+            if not cell.may_sample(values):
+                raise InputError(
+                    f"--warm-start: trial {row['trial_id']} of '{earlier.name}' lies outside that run's own space. Its tables are"
+                    " not those of one search: start without it."
+                )
+            rows_by_point[cell.name, tuple(values.values())].append(row)
     points = []
     for (name, sampled), rows in rows_by_point.items():
         values = dict(zip(cells[name].axes, sampled, strict=True))
@@ -206,9 +263,9 @@ def _differences(earlier: Run, space: SearchSpace, strategy: Strategy, run: RunC
         there, here = earlier.manifest[name], getattr(run, name)
         if there is not None and there != here:  # null: an imported run does not know it
             yield name, there, here
-    then = Strategy.from_json(earlier.manifest["strategy"])
-    if then.objectives != strategy.objectives:
-        yield "objective", _shown(then.objectives), _shown(strategy.objectives)
+    then = recorded_objectives(earlier.manifest["strategy"])
+    if then != strategy.objectives:
+        yield "objective", _shown(then), _shown(strategy.objectives)
     yield from space_changes(SearchSpace.from_json(earlier.manifest["space"]), space, may_differ=_MAY_DIFFER)
 
 

@@ -1,0 +1,118 @@
+"""The one list of the search's options: what each is, who may say it of a run that goes on, and whether it may change then.
+
+A run's manifest may be a stranger's. What defines the search is read from it as data, part by part, and nothing else is:
+no path, no address, no tracker, nothing that takes room, CPUs or GPUs. Those come from the command line that resumes, or
+from what the same user said of the same run before (`tune_lung.remembered`).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tune_lung.config import Protocol
+from tune_lung.strategy import SamplerName, SchedulerName
+
+TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class Kept(Enum):
+    """Where a run that goes on finds what was said."""
+
+    SPACE = "space"
+    """In the manifest's space, as what it has made of it."""
+    STRATEGY = "strategy"
+    """In the manifest's strategy."""
+    RUN = "run"
+    """In the manifest's own fields, those of `RunConfig`."""
+    SETTINGS = "settings"
+    """In the manifest's `settings`."""
+    MEMORY = "memory"
+    """In the user's own memory, outside the run: no manifest can say it."""
+    NOWHERE = "nowhere"
+    """Each command line says it anew."""
+
+
+class Change(Enum):
+    """Whether a run that goes on may be told something else than it was before."""
+
+    NEVER = "never"
+    GROW = "may grow"
+    FREELY = "freely"
+
+
+@dataclass(frozen=True)
+class OptionRule:
+    """One option of the command."""
+
+    name: str
+    """As the parser has it, such as `max_epochs`."""
+    kind: Any
+    """Type of what is said."""
+    kept: Kept
+    """Where it is found again."""
+    change: Change
+    """Whether it may change."""
+
+    @property
+    def flag(self) -> str:
+        """As the command line has it, such as `--max-epochs`."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def may_a_manifest_say_it(self) -> bool:
+        """Whether it is read from a run, whoever made that."""
+        return self.kept not in (Kept.MEMORY, Kept.NOWHERE)
+
+
+OPTION_RULES = (
+    OptionRule("space", str, Kept.SPACE, Change.NEVER),
+    OptionRule("set", list[str], Kept.SPACE, Change.NEVER),
+    OptionRule("max_epochs", int, Kept.SPACE, Change.GROW),
+    OptionRule("patience", int, Kept.SPACE, Change.NEVER),
+    OptionRule("precision", Literal["auto", "bf16", "fp32"], Kept.SPACE, Change.NEVER),
+    OptionRule("objective", str, Kept.STRATEGY, Change.NEVER),
+    OptionRule("samples", int, Kept.STRATEGY, Change.GROW),
+    OptionRule("repeats", int, Kept.STRATEGY, Change.GROW),
+    OptionRule("sampler", SamplerName, Kept.STRATEGY, Change.NEVER),
+    OptionRule("scheduler", SchedulerName, Kept.STRATEGY, Change.NEVER),
+    OptionRule("grace_epochs", int, Kept.STRATEGY, Change.NEVER),
+    OptionRule("reduction_factor", int, Kept.STRATEGY, Change.NEVER),
+    OptionRule("time_budget", str, Kept.STRATEGY, Change.GROW),
+    OptionRule("protocol", Protocol, Kept.RUN, Change.NEVER),
+    OptionRule("image_size", int, Kept.RUN, Change.NEVER),
+    OptionRule("select_by", str, Kept.RUN, Change.NEVER),
+    OptionRule("seed", int, Kept.RUN, Change.NEVER),
+    OptionRule("limit", int, Kept.SETTINGS, Change.NEVER),
+    OptionRule("strict_data", bool, Kept.SETTINGS, Change.FREELY),
+    OptionRule("data", Path, Kept.MEMORY, Change.FREELY),  # the same images, wherever they lie: their digest is compared
+    OptionRule("weights", str, Kept.MEMORY, Change.FREELY),  # likewise
+    OptionRule("follow_links", bool, Kept.MEMORY, Change.FREELY),
+    OptionRule("cache", Path, Kept.MEMORY, Change.FREELY),
+    OptionRule("cache_size", str, Kept.MEMORY, Change.FREELY),
+    OptionRule("address", str, Kept.MEMORY, Change.FREELY),
+    OptionRule("cpus_per_trial", float, Kept.MEMORY, Change.FREELY),
+    OptionRule("gpus_per_trial", float, Kept.MEMORY, Change.FREELY),
+    OptionRule("max_concurrent", int, Kept.MEMORY, Change.FREELY),
+    OptionRule("hang_timeout", str, Kept.MEMORY, Change.FREELY),
+    OptionRule("tracker", list[TrackerName], Kept.MEMORY, Change.FREELY),
+    OptionRule("profile", bool, Kept.MEMORY, Change.FREELY),
+    OptionRule("no_report", bool, Kept.MEMORY, Change.FREELY),
+    OptionRule("out", Path, Kept.NOWHERE, Change.NEVER),
+    OptionRule("name", str, Kept.NOWHERE, Change.NEVER),
+    OptionRule("warm_start", Path, Kept.NOWHERE, Change.NEVER),
+    OptionRule("dry_run", bool, Kept.NOWHERE, Change.NEVER),
+    OptionRule("list_spaces", bool, Kept.NOWHERE, Change.NEVER),
+    OptionRule("resume", Path, Kept.NOWHERE, Change.FREELY),
+)
+"""Every option of `python -m tune_lung.search`, once."""
+
+
+def rules_of(kept: Kept, change: Change | None = None) -> tuple[OptionRule, ...]:
+    """List the options that are kept in one place.
+
+    Args:
+        kept: The place.
+        change: Only those that may change so; None for all.
+    """
+    return tuple(rule for rule in OPTION_RULES if rule.kept is kept and change in (None, rule.change))
