@@ -50,8 +50,8 @@ def require_compatible(earlier: Run, space: SearchSpace, strategy: Strategy, run
         raise InputError(f"--warm-start: '{space.name}' samples nothing; each of its {len(space.cells())} cells is run.")
     for field, there, here in _differences(earlier, space, strategy, run):
         raise InputError(
-            f"--warm-start: {shortened(field)} is {shortened(str(there))} in '{earlier.name}' and {shortened(str(here))} here. Make"
-            " them the same, or start without it."
+            f"--warm-start: {shortened(field)} is {shortened(str(there))} in '{earlier.name}' and {shortened(str(here))} here."
+            " Make them the same, or start without it."
         )
 
 
