@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.3,
     "lines.markersize": 6.5,
+    "text.parse_math": False,  # names are names, whatever dollar signs they have
 }
 """The look of every figure."""
 

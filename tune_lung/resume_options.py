@@ -77,7 +77,8 @@ def resumed_search(root: Path, arguments: Sequence[str]) -> ResumedSearch:
         *_changes_of_settings(settings, given),
     ]
     for name, there, here in changes:
-        raise InputError(f"--resume: {name} is {there} in '{root.name}' and {here} here. Leave it out, or begin a new run.")
+        then_and_now = f"{shortened(str(there))} in '{root.name}' and {shortened(str(here))} here"
+        raise InputError(f"--resume: {shortened(name)} is {then_and_now}. Leave it out, or begin a new run.")
     options = _options_of(settings, remembered(root, manifest), given)
     _require_places(root, manifest, options)
     return ResumedSearch(

@@ -260,14 +260,19 @@ def _frozen_trial(
     """Lay a row out as Optuna keeps a trial; as it has no moments of its own, it starts with the run."""
     state, values = outcome_of(TrialStatus(row["status"]), objective_values(row, objectives))
     params = {name: as_parameter(checked_value(name, row[name])) for name in distributions if name in row}
-    trial = optuna.trial.create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={name: distributions[name] for name in params},
-        user_attrs=dict(row),
-        intermediate_values={epoch["epoch"]: epoch["selection_score"] for epoch in epochs if "selection_score" in epoch},
-    )
+    try:
+        trial = optuna.trial.create_trial(
+            state=state,
+            values=values,
+            params=params,
+            distributions={name: distributions[name] for name in params},
+            user_attrs=dict(row),
+            intermediate_values={epoch["epoch"]: epoch["selection_score"] for epoch in epochs if "selection_score" in epoch},
+        )
+    except ValueError as error:
+        raise InputError(
+            f"Trial {row['trial_id']} of the run lies outside the run's own space: it is none of its search."
+        ) from error
     trial.datetime_start = started
     trial.datetime_complete = started + timedelta(seconds=row.get("epochs_run", 0) * row.get("epoch_seconds_mean", 0))
     return trial

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, checked_value
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, shortened
 from tune_lung.files import DamagedFileError
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import TrialStatus
@@ -50,7 +50,8 @@ def require_compatible(earlier: Run, space: SearchSpace, strategy: Strategy, run
         raise InputError(f"--warm-start: '{space.name}' samples nothing; each of its {len(space.cells())} cells is run.")
     for field, there, here in _differences(earlier, space, strategy, run):
         raise InputError(
-            f"--warm-start: {field} is {there} in '{earlier.name}' and {here} here. Make them the same, or start without it."
+            f"--warm-start: {shortened(field)} is {shortened(str(there))} in '{earlier.name}' and {shortened(str(here))} here."
+            " Make them the same, or start without it."
         )
 
 
