@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tune_lung.config import Protocol
+from tune_lung.results.layout import KeepName
 from tune_lung.strategy import SamplerName, SchedulerName
 
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
@@ -85,6 +86,7 @@ OPTION_RULES = (
     OptionRule("seed", int, Kept.RUN, Change.NEVER),
     OptionRule("limit", int, Kept.SETTINGS, Change.NEVER),
     OptionRule("strict_data", bool, Kept.SETTINGS, Change.FREELY),
+    OptionRule("keep", KeepName, Kept.SETTINGS, Change.FREELY),  # goes with the run: elsewhere nothing else is removed
     OptionRule("data", Path, Kept.MEMORY, Change.FREELY),  # the same images, wherever they lie: their digest is compared
     OptionRule("weights", str, Kept.MEMORY, Change.FREELY),  # likewise
     OptionRule("follow_links", bool, Kept.MEMORY, Change.FREELY),

@@ -16,7 +16,7 @@ from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.errors import InputError, shortened
 from tune_lung.option_rules import OPTION_RULES, Change, Kept, rules_of
 from tune_lung.remembered import remembered
-from tune_lung.results.layout import RunPaths
+from tune_lung.results.layout import DEFAULT_KEEP, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.manifest import SearchSettings
 from tune_lung.results.schema import SCHEMA_VERSION
@@ -99,9 +99,10 @@ def settings_of(manifest: Mapping[str, Any]) -> SearchSettings:
     are looked for, one by one; the line is never taken for a command.
     """
     if "settings" in manifest:
-        return SearchSettings(limit=manifest["settings"]["limit"], strict_data=manifest["settings"]["strict_data"])
+        settings = manifest["settings"]
+        return SearchSettings(limit=settings["limit"], strict_data=settings["strict_data"], keep=settings["keep"])
     first = (manifest.get("earlier_attempts") or [manifest])[0]
-    settings = SearchSettings(limit=None, strict_data=False)
+    settings = SearchSettings(limit=None, strict_data=False, keep=DEFAULT_KEEP)
     words = [word for word in first["command"] if isinstance(word, str)]
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")

@@ -9,7 +9,7 @@ from typing import Any
 
 from tune_lung.config import PROTOCOLS, PointValue, RunConfig, default_select_by, value_from_text
 from tune_lung.errors import InputError
-from tune_lung.results.layout import KEEPS
+from tune_lung.results.layout import DEFAULT_KEEP, KEEPS
 from tune_lung.space import SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import (
@@ -154,7 +154,7 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--keep",
         choices=KEEPS,
-        default="leaders",
+        default=DEFAULT_KEEP,
         help="networks that stay: of each cell's best and first point and of the front, of every trial (best), or all with what"
         " training goes on from (default: %(default)s)",
     )

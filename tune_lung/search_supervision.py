@@ -115,7 +115,8 @@ def _begun(
 
 
 def _settings(request: SearchRequest) -> SearchSettings:
-    return SearchSettings(limit=request.options.limit, strict_data=request.options.strict_data)
+    options = request.options
+    return SearchSettings(limit=options.limit, strict_data=options.strict_data, keep=options.keep)
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:

@@ -20,7 +20,9 @@ from tune_lung.results.ledger import Ledger
 from tune_lung.results.ownership import Ownership, read_owner
 from tune_lung.results.reader import read_run
 
-MANIFEST = {"schema_version": 2, "name": "?", "data": {"classes": ["a", "b"], "synthetic": True}}
+from tests.whole_manifest import whole_manifest
+
+MANIFEST = whole_manifest(("a", "b"), name="?")
 
 
 def fill(ledger: Ledger) -> None:

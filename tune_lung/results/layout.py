@@ -12,6 +12,7 @@ from tune_lung.errors import InputError
 KeepName: TypeAlias = Literal["leaders", "best", "all"]
 KEEPS: tuple[KeepName, ...] = get_args(KeepName)
 """Which checkpoints stay: the leaders' networks, every trial's best network, or all with what training goes on from."""
+DEFAULT_KEEP: KeepName = "leaders"
 
 TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_predictions", "explanations", "profile")
 """The ledger's tables, each a folder of Parquet parts."""

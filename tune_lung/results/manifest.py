@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 
 from tune_lung import __version__
 from tune_lung.config import Protocol, RunConfig, WeightsKind
+from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.schema import SCHEMA_VERSION
 from tune_lung.shapes import DISTINCT, AttemptNumber, Count, ListOf, Text, require_shape
 from tune_lung.space import SearchSpace
@@ -74,12 +75,14 @@ class _WeightsShape(TypedDict):
 
 
 class SearchSettings(TypedDict):
-    """What else belongs to the search: it decides which images it uses."""
+    """What else belongs to the search: which images it uses, and what it keeps."""
 
     limit: Annotated[int, Field(ge=1, lt=2**63)] | None
     """Images used at most; None for all."""
     strict_data: bool
     """Whether a bad file stops the search."""
+    keep: KeepName
+    """Which checkpoints stay."""
 
 
 class _AttemptShape(TypedDict):
@@ -188,7 +191,7 @@ def new_manifest(
         "image_size": run.image_size,
         "select_by": run.select_by,
         "seed": run.seed,
-        "settings": dict(settings or SearchSettings(limit=None, strict_data=False)),
+        "settings": dict(settings or SearchSettings(limit=None, strict_data=False, keep=DEFAULT_KEEP)),
         "data": {
             "fingerprint": data.fingerprint,
             "synthetic": data.synthetic,

@@ -11,7 +11,7 @@ from ray.tune import Callback
 from rich.console import Console
 
 from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
-from tune_lung.results.layout import KeepName
+from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import with_test_opening
 from tune_lung.results.ownership import Ownership
@@ -54,7 +54,7 @@ def run_search(
     earlier: EarlierAttempts | None = None,
     trackers: Sequence[str] = (),
     before: Mapping[TimePart, float] | None = None,
-    keep: KeepName = "leaders",
+    keep: KeepName = DEFAULT_KEEP,
 ) -> list[TrialRecord]:
     """Search a space and evaluate each cell's best point on the test images.
 

@@ -7,7 +7,7 @@ from rich.progress import Progress
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.store import PixelStore
-from tune_lung.results.layout import KeepName
+from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cell_order import search_order
@@ -27,7 +27,7 @@ def dry_run(
     resources: Resources,
     *,
     console: Console,
-    keep: KeepName = "leaders",
+    keep: KeepName = DEFAULT_KEEP,
 ) -> None:
     """Print cells, trials, rungs, epochs, time, disk and memory of a search.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tune_lung.config import CnnConfig, ResNetConfig, RunConfig, TrialConfig
 from tune_lung.errors import InputError
 from tune_lung.models.network import network_outline
-from tune_lung.results.layout import KeepName
+from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import checkpoint_bytes
@@ -116,7 +116,7 @@ def warnings_of_room(
     *,
     num_classes: int,
     out: Path,
-    keep: KeepName = "leaders",
+    keep: KeepName = DEFAULT_KEEP,
 ) -> list[str]:
     """Say in a line each what disk and memory may not hold, from what is known without training; a dry run measures.
 
