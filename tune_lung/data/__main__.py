@@ -12,25 +12,24 @@ import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, RunConfig
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES, Cache, num_workers
-from tune_lung.data.decode import MOST_IMAGE_BYTES, BadImageError, without_pillow_warnings
+from tune_lung.data.decode import BadImageError, read_grey, stored_mode, without_pillow_warnings
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.metadata import metadata_mismatches
 from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
-from tune_lung.data.reading import GreyReader
 from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
-from tune_lung.files import DamagedFileError, sha256_of_file
+from tune_lung.files import sha256_of_file
 from tune_lung.printable import in_one_line
-from tune_lung.threads import Threads
 
 _MOST_LETTERS = 10**6
 """Of a line: it may name all files that are equal."""
@@ -116,27 +115,24 @@ class _FileReport:
     mask_is_good: bool
 
 
-def _report(image: ImageFile, reader: GreyReader) -> _FileReport:
-    digest = ""
+def _report(image: ImageFile) -> _FileReport:
     try:
-        with reader.read(image.path) as grey:
-            form, reason = f"{grey.stored_mode} {grey.image.width}x{grey.image.height}", None
-        digest = sha256_of_file(image.path, most_bytes=MOST_IMAGE_BYTES)
+        grey = read_grey(image.path)
+        form, reason = f"{stored_mode(image.path)} {grey.width}x{grey.height}", None
     except BadImageError as error:
         form, reason = "", error.reason
-    except (OSError, DamagedFileError):  # it has changed since it was decoded
-        form, reason = "", ExclusionReason.UNREADABLE
-    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask, reader))
+    digest = "" if reason is ExclusionReason.UNREADABLE else sha256_of_file(image.path)
+    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask))
 
 
-def _is_good(mask: Path | None, reader: GreyReader) -> bool:
+def _is_good(mask: Path | None) -> bool:
     if mask is None:
         return False
     try:
-        with reader.read(mask):
-            return True
+        read_grey(mask)
     except BadImageError:
         return False
+    return True
 
 
 def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
@@ -144,9 +140,9 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
     found = scan(options.directory, follow_links=options.follow_links)
     if found.synthetic:
         yield _SYNTHETIC_LINE
-    with _progress() as progress, without_pillow_warnings(), Threads(num_workers()) as threads, GreyReader() as reader:
+    with _progress() as progress, without_pillow_warnings(), ThreadPoolExecutor(num_workers()) as pool:
         reports = []
-        for report in threads.map(lambda image: _report(image, reader), found.images):
+        for report in pool.map(_report, found.images):
             reports.append(report)
             progress("Reading", len(reports), len(found.images))
     yield from _class_lines(found, reports)
