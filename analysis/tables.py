@@ -418,6 +418,8 @@ def _footnotes(run: Run, table: pd.DataFrame) -> list[str]:
     notes += [f"{row['cell']} failed: {row['failure']}" for row in _rows(table) if row["status"] == TrialStatus.FAILED]
     if run.damaged:
         notes.append(f"Left out, since damaged: {', '.join(run.damaged)}.")
+    if run.foreign:
+        notes.append(f"Left out, since no part of the run: {', '.join(run.foreign)}.")
     if run.manifest["status"] != "completed":
         notes.append(f"The search itself is {run.manifest['status']}: not every cell need be here, nor tested.")
     if run.synthetic:

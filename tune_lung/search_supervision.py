@@ -221,6 +221,8 @@ def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> list[str]
         lines.append(f"{trials} trained again from {its} start: {its} state was not kept (--keep all keeps it)")
     if found.damaged:
         lines.append(f"Damaged and passed over: {', '.join(found.damaged)}; what was in them is done again")
+    if found.foreign:
+        lines.append(f"Passed over and left alone, since no part of the run: {', '.join(found.foreign)}")
     return lines
 
 

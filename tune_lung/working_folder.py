@@ -28,8 +28,11 @@ def leave_it_off_the_path() -> None:
 
 
 @contextmanager
-def neutral_folder() -> Iterator[str]:
+def neutral_folder(parent: str | None = None) -> Iterator[str]:
     """Give a folder to work in for what looks around there: a new and empty one, but in the checkout the checkout.
+
+    Args:
+        parent: Where a new one is made; None for the temporary folder.
 
     Yields:
         Its path; an empty one is removed when the block ends.
@@ -39,18 +42,18 @@ def neutral_folder() -> Iterator[str]:
         return
     from tempfile import TemporaryDirectory  # not before the path is clean
 
-    with TemporaryDirectory(prefix="tune_lung-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix="tune_lung-", dir=parent, ignore_cleanup_errors=True) as folder:
         yield folder
 
 
 @contextmanager
 def away_from_it() -> Iterator[None]:
-    """Work in a neutral folder until the block ends, for imports that look around.
+    """Work in the checkout, or in the root folder, which no stranger fills, for imports that look around.
 
     matplotlib takes its settings from the working folder, and a library that torch loads, NVIDIA's `libcusparseLt` with its
     RUNPATH of `$ORIGIN:`, others: `libcuda.so.1` among them.
     """
-    with neutral_folder() as folder, chdir(folder):
+    with chdir(_CHECKOUT if _is_checkout() else os.sep):
         yield
 
 

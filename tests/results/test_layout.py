@@ -23,7 +23,7 @@ def test_an_unknown_table_is_refused():
         PATHS.table("trial")
 
 
-@pytest.mark.parametrize("part", ["../trial", "", ".hidden", "-x", "a/b", "a b"])
+@pytest.mark.parametrize("part", ["../trial", "", ".hidden", "-x", "a/b", "a b", "a-copy", "a.1"])
 def test_a_part_that_is_no_safe_file_name_is_refused(part):
     with pytest.raises(ValueError, match="cannot name a part"):
         PATHS.part("trials", part)

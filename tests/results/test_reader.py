@@ -11,7 +11,7 @@ import pytest
 
 from tune_lung.errors import InputError
 from tune_lung.results import parts
-from tune_lung.results.layout import TABLES
+from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import table_schema
@@ -122,3 +122,25 @@ def test_a_run_of_a_newer_version_is_refused(root):
     (root / "run.json").write_text(json.dumps(manifest | {"schema_version": 99}))
     with pytest.raises(InputError, match="newer tune_lung"):
         read_run(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["{} (conflicted copy 2026-11-27)", "{} 2", "{}-copy", "{}.sync-conflict-20261127-A1B2C3D", "Copy of {}", "{}~"]
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_synchronisers_copy_of_a_part_is_no_part_and_is_left_alone(tmp_path: Path, name: str, is_cut: bool) -> None:
+    root = write_fabricated_run(tmp_path / "run")
+    before = read_run(root)
+    copies = {}
+    for table in ("trials", "epochs", "predictions", "images"):
+        part = next(path for path in RunPaths(root).parts(table) if path.stem != "schema")
+        copy = part.with_stem(name.format(part.stem))
+        copies[copy] = part.read_bytes()[: -40 if is_cut else None]
+        copy.write_bytes(copies[copy])
+    run = read_run(root)
+    for table in TABLES:
+        pd.testing.assert_frame_equal(getattr(run, table), getattr(before, table))
+    assert set(run.foreign) == {f"{copy.parent.name}/{copy.name}" for copy in copies}
+    assert run.damaged == ()
+    Ledger.open(root, damaged=run.damaged).write_trial({**run.trials.iloc[0][["trial_id", "point_id", "cell", "status"]]})
+    assert {copy: copy.read_bytes() for copy in copies} == copies

@@ -20,8 +20,8 @@ TABLES = ("trials", "epochs", "decisions", "images", "predictions", "validation_
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Other tools that keep files in a run, each in a folder of its name."""
 
-PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""What may name a part of a table, and so a trial."""
+PART_NAME = re.compile(r"[A-Za-z0-9_]+")
+"""What may name a part of a table, and so a trial: what synchronisers call their copies of a file is none."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class RunPaths:
 
         Args:
             table: The table's name.
-            part: What the part holds, such as a trial's id: letters, digits, `_`, `-` and `.`, no `.` or `-` in front.
+            part: What the part holds, such as a trial's id: letters, digits and `_`.
 
         Raises:
             ValueError: There is no such table, or the part cannot be a file's name.
         """
         if not PART_NAME.fullmatch(part):
-            raise ValueError(f"{part!r} cannot name a part of the table {table}: use letters, digits, '_', '-' and '.'.")
+            raise ValueError(f"{part!r} cannot name a part of the table {table}: use letters, digits and '_'.")
         return self.table(table) / f"{part}.parquet"
 
     def schema_part(self, table: str) -> Path:
@@ -99,7 +99,12 @@ class RunPaths:
 
     def parts(self, table: str) -> list[Path]:
         """List the Parquet files of a table in the order of their names, unfinished ones left out."""
-        return sorted(path for path in self.table(table).glob("*.parquet") if not path.name.startswith("."))
+        return sorted(path for path in self.table(table).glob("*.parquet") if PART_NAME.fullmatch(path.stem))
+
+    def foreign_parts(self, table: str) -> list[Path]:
+        """List the Parquet files in a table's folder that bear no part's name, such as a synchroniser's copies of parts."""
+        named = (path for path in self.table(table).glob("*.parquet") if not path.name.startswith("."))
+        return sorted(path for path in named if not PART_NAME.fullmatch(path.stem))
 
     def checkpoints(self, trial_id: str) -> Path:
         """Return the folder of one trial's checkpoints."""

@@ -85,7 +85,7 @@ class Ledger:
         for name in damaged:
             table, _, part = name.partition("/")
             if part:
-                path = ledger.paths.part(table, Path(part).stem)
+                path = ledger.paths.table(table) / part
                 check_writer()
                 set_aside(path, ledger.paths.damaged_part(table, path.stem))
         for table in TABLES:

@@ -113,13 +113,15 @@ class SharedParts:
         return rows.filter(pc.not_equal(rows["trial_id"], trial_id))
 
     def _find_trials(self) -> dict[str, Path]:
-        path_of: dict[str, Path] = {}
+        trials_of: dict[Path, list[str]] = {}
         for path in self._paths.parts(self._table):
             try:
-                trial_ids = read_part(path, self._schema)["trial_id"]
+                trials_of[path] = read_part(path, self._schema)["trial_id"].unique().to_pylist()
             except DamagedPartError:
                 continue  # whoever reads the run names it
-            path_of |= dict.fromkeys(trial_ids.unique().to_pylist(), path)
+        path_of: dict[str, Path] = {}
+        for path in sorted(trials_of, key=lambda path: path.stem in trials_of[path]):  # of a part and its copy, the part counts
+            path_of |= dict.fromkeys(trials_of[path], path)
         return path_of
 
 

@@ -49,6 +49,8 @@ class Run:
     """One row per trial, epoch and part of its time, and the run's own; empty unless the search was asked for it."""
     damaged: tuple[str, ...]
     """Parts that could not be read, such as `epochs/3f2a.parquet`."""
+    foreign: tuple[str, ...] = ()
+    """Files among the parts that are none of the run, such as `epochs/3f2a (conflicted copy).parquet`: they are left alone."""
 
     @property
     def name(self) -> str:
@@ -74,7 +76,7 @@ def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:
         only: Tables to read; the others come without rows.
 
     Returns:
-        The run; a part that cannot be read is left out and named in `damaged`.
+        The run; a part that cannot be read is left out and named in `damaged`, a file that is no part of it in `foreign`.
 
     Raises:
         InputError: The folder is no run, its manifest is damaged, or a newer version wrote it.
@@ -89,7 +91,8 @@ def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:
         )
     classes = manifest["data"]["classes"]
     tables = {name: _read_table(name, paths.parts(name) if name in only else [], classes, damaged) for name in TABLES}
-    return Run(paths=paths, manifest=manifest, damaged=tuple(damaged), **tables)
+    foreign = tuple(f"{name}/{path.name}" for name in TABLES if name in only for path in paths.foreign_parts(name))
+    return Run(paths=paths, manifest=manifest, damaged=tuple(damaged), foreign=foreign, **tables)
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

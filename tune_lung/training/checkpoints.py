@@ -32,7 +32,7 @@ from typing_extensions import TypedDict
 from tune_lung.files import CheckWriter, anyone_may_write, plain_json, whole_file
 from tune_lung.shapes import Count, ListOf, Number, require_shape
 
-_STATE_OR_UNFINISHED = re.compile(r"(last|previous|previous_best)\.safetensors|\.(best|last)\.safetensors\.[0-9a-f]{8}")
+_STATE_OR_UNFINISHED = re.compile(r"(last|previous|previous_best)\.safetensors|\.(best|last)\.safetensors\.([0-9a-f]{8}){1,2}")
 """Names of what training goes on from, and of what a killed worker left unfinished."""
 
 

@@ -75,8 +75,28 @@ def _ray_session(address: str, *, folder: Path | None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    with neutral_folder(parent=None if folder is None else str(folder)) as working:
+        _begin(address, working=working, folder=folder)
+        # Tune names failed trials at the end: the recorder does, at once.
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _begin(address: str, *, working: str, folder: Path | None) -> None:
+    """Start or join Ray.
+
+    Args:
+        address: `local`, or where a cluster is.
+        working: What Ray takes for the working folder: it starts its workers there, and puts it on their path of imports.
+        folder: Where a Ray of our own keeps what it writes; None for a cluster.
+    """
+    import ray
+
     try:
-        with neutral_folder() as working, chdir(working):  # Ray starts its workers there, and puts it on their path of imports
+        with chdir(working):
             ray.init(
                 address=address,
                 include_dashboard=None if folder is None else False,
@@ -94,11 +114,6 @@ def _ray_session(address: str, *, folder: Path | None) -> Iterator[None]:
         if "virtualenv" not in str(error):
             raise
         raise InputError("Ray keeps nothing in a virtual environment. Set RAY_TMPDIR to a folder outside of it.") from error
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it names failed trials at the end: the recorder does, at once
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @dataclass(frozen=True, kw_only=True)

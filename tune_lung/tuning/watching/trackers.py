@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import EPOCHS, failure_of
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.trial_record import TrialRecord
-from tune_lung.working_folder import away_from_it
+from tune_lung.working_folder import neutral_folder
 
 _log = logging.getLogger(__name__)
 
@@ -197,7 +198,8 @@ def _local_mlflow(run_root: Path) -> str:
 
 
 def _open_wandb(run_root: Path) -> LoggerCallback:
-    with away_from_it():  # a folder `wandb` there may hold a stranger's settings, the address of a server among them
+    # A folder `wandb` in the working folder may hold a stranger's settings, the address of a server among them.
+    with neutral_folder() as neutral, chdir(neutral):
         import wandb
         from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
 
