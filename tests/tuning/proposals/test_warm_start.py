@@ -239,11 +239,11 @@ def test_an_imported_run_that_does_not_know_its_rules_lends_its_best_points(fold
 
 def test_the_lesson_says_what_is_taken(earlier: Run, folder: Path, setup: SearchSetup) -> None:
     same = lesson(known_trials(earlier, TUNED, SAMPLED, setup), earlier)
-    assert same == "Learning from 24 finished points of 'earlier'; none of them runs again"
+    assert same == ["Learning from 24 finished points of 'earlier'; none of them runs again"]
     other = lesson(known_trials(earlier, TUNED, SAMPLED, setup_of(folder, data_fingerprint="e" * 64)), earlier)
-    assert other == (
+    assert other == [
         "'earlier' had other images or weights: no score of it is learnt from, but each cell tries its best point first (3 cells)"
-    )
+    ]
 
 
 def test_the_lesson_names_damaged_parts(folder: Path, setup: SearchSetup) -> None:
@@ -251,10 +251,10 @@ def test_the_lesson_names_damaged_parts(folder: Path, setup: SearchSetup) -> Non
     (root / "trials" / "broken.parquet").write_bytes(b"no parquet")
     run = read_run(root)
     known = known_trials(run, TUNED, SAMPLED, setup)
-    assert lesson(known, run) == (
-        "Learning from 24 finished points of 'damaged'; none of them runs again\n"
-        "Not learnt from, since damaged: trials/broken.parquet"
-    )
+    assert lesson(known, run) == [
+        "Learning from 24 finished points of 'damaged'; none of them runs again",
+        "Not learnt from, since damaged: trials/broken.parquet",
+    ]
 
 
 SPACE = """
