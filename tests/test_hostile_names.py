@@ -24,7 +24,7 @@ from tests.hostile_text import HOSTILE_NAMES, OBEYED
 MATH = r"$\frac{ $x_{1}$ [/bold]"
 NAME = f"{'|'.join(HOSTILE_NAMES.values())}|{MATH}\nRun: forged\terror: forged"
 IN_TABLES = NAME.replace(HOSTILE_NAMES["half a letter"], "")
-"""Parquet files and sqlite hold no halves of letters."""
+"""Parquet files, sqlite and manifests hold no halves of letters."""
 LONG = f"begin{'x' * 100_000}end"
 
 
@@ -38,9 +38,9 @@ def assert_only_shown(printed: str) -> None:
 def forge(root: Path, name: str) -> Path:
     """Give a run, its weights, one of its cells and a failure such a name."""
     in_tables = name.replace(NAME, IN_TABLES)
-    write_fabricated_run(root, weights=in_tables)
+    write_fabricated_run(root, weights=in_tables[:1000])
     ledger = Ledger(root)
-    ledger.write_manifest(ledger.read_manifest() | {"name": name})
+    ledger.write_manifest(ledger.read_manifest() | {"name": in_tables[:1000]})
     first, second, *_ = plain_rows(read_run(root).trials)
     ledger.write_trial(first | {"cell": in_tables})
     ledger.write_trial(second | {"status": "failed", "stop_reason": "failure", "failure": in_tables})

@@ -83,7 +83,7 @@ def test_an_imported_run(disk, tmp_path):
     trial = ForeignTrial(name="0", params={"batch_size": 16}, status=TrialStatus.COMPLETED, score=0.5, measured={}, epochs=())
     search = ForeignSearch(name="theirs", source="notebook", trials=(trial,), axes={}, select_by="accuracy", started_utc=None)
     write_run(run_of(search), tmp_path / "runs" / "imported")
-    assert disk.lost() == []
+    assert disk.lost() == ["runs/imported/.lock"]  # it is made anew by whoever needs it
 
 
 def test_who_owns_a_run_but_not_each_beat_of_its_heart(disk, tmp_path, monkeypatch):

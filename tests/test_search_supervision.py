@@ -118,7 +118,7 @@ def test_lessons_that_are_gone_are_told_of(
     tmp_path: Path, setup: SearchSetup, prepared: PreparedData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = read_run(write_tuned_run(tmp_path / "teacher"))
-    request = replace(request_of(tmp_path, "--name", "run"), teacher=teacher)
+    request = replace(request_of(tmp_path, "--name", "run", "--set", "padding=same"), teacher=teacher)
     with opened_ledger(request, setup, prepared, []) as (ledger, own, _):
         pass
     going_on = SearchRequest.to_go_on(resumed_search(ledger.paths.root, ["--resume", str(ledger.paths.root)]), own)

@@ -34,9 +34,9 @@ def is_no_room(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def shortened(text: str) -> str:
-    """Cut a text that may be a stranger's to what a line can show."""
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+def shortened(text: str, *, most: int = _MOST_SHOWN) -> str:
+    """Cut a text that may be a stranger's to what a line can show, or to so many letters."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ the command line, or was said before by the same user of the same run. Where nob
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Strategy, parse_objectives
 
 _MOST_ATTEMPTS = 10**9
+_MOST_LETTERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def settings_of(manifest: Mapping[str, Any]) -> SearchSettings:
     first = (manifest.get("earlier_attempts") or [manifest])[0]
     settings = SearchSettings(limit=None, strict_data=False, keep=DEFAULT_KEEP)
     words = [word for word in first["command"] if isinstance(word, str)]
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         number = value if equals else after
         if len(name) >= len("--lim") and "--limit".startswith(name) and number.isdecimal() and 0 < len(number) < 19:
@@ -173,7 +175,9 @@ def _search_of(root: Path, manifest: Mapping[str, Any]) -> tuple[SearchSpace, Ru
         strategy = Strategy.from_json(manifest["strategy"])
         strategy.check_fits(space)
     except InputError as error:
-        raise InputError(f"The run.json of '{root.name}' holds no search that can go on: {error}") from error
+        raise InputError(
+            f"The run.json of '{root.name}' holds no search that can go on: {shortened(str(error), most=_MOST_LETTERS)}"
+        ) from error
     return space, run, strategy
 
 

@@ -104,10 +104,10 @@ def test_a_cell_with_several_points_shows_the_best_one_with_all_its_repeats(tmp_
     points = {"good": (0.8, 0.9), "lucky": (0.95, 0.5)}
     for point, scores in points.items():
         for repeat, score in enumerate(scores):
-            own = {"trial_id": f"{point}-{repeat}", "point_id": point, "repeat": repeat, "selection_score": score}
+            own = {"trial_id": f"{point}_{repeat}", "point_id": point, "repeat": repeat, "selection_score": score}
             Ledger(root).write_trial({"cell": "cnn", "model": "cnn", "status": "completed", "epochs_run": 3, **own})
     (root / "trials" / f"{trial['trial_id']}.parquet").unlink()
-    assert list(comparison_table(read_run(root))["trial_id"]) == ["good-0", "good-1"]
+    assert list(comparison_table(read_run(root))["trial_id"]) == ["good_0", "good_1"]
 
 
 def test_all_repeats_of_the_point_with_the_best_mean_lead_and_a_lucky_seed_does_not(repeated_run):

@@ -9,7 +9,9 @@ from tune_lung.files import write_json_with_digest
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
 
-MANIFEST = {"schema_version": 2, "data": {"classes": ["a", "b"], "synthetic": True}}
+from tests.whole_manifest import whole_manifest
+
+MANIFEST = whole_manifest(("a", "b"))
 
 
 def fill(ledger: Ledger) -> None:

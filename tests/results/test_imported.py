@@ -121,7 +121,7 @@ def test_a_name_that_nobody_chose_gets_a_number_where_it_is_taken(tmp_path: Path
 
 def test_a_manifest_without_classes_is_no_run(tmp_path: Path) -> None:
     sound = run_of(search_of({"batch_size": 16}))
-    with pytest.raises(InputError, match="What was read is no run of tune_lung: 'data'"):
+    with pytest.raises(InputError, match="What was read is no run of tune_lung: command: Field required"):
         write_run(RecordedRun(manifest={"name": "theirs"}, trials=sound.trials), tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
 

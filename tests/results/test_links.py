@@ -116,7 +116,7 @@ def test_the_run_itself_may_be_reached_by_a_link(run: Path, tmp_path: Path) -> N
     assert main(["report", str(tmp_path / "link")]) == 0
     assert (run / "figures" / "figure4.png").is_file()
     with Ownership.claim(tmp_path / "link"):
-        assert (run / ".owner.json").is_file()
+        assert (run / ".owner-1.json").is_file()
 
 
 def test_a_trackers_links_within_its_own_folder_are_no_harm(run: Path) -> None:
@@ -134,7 +134,7 @@ def test_no_run_is_made_where_a_link_stands(tmp_path: Path, elsewhere: Path, cap
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(elsewhere / "new")  # there is nothing there yet
     assert main(["search", "--out", str(tmp_path / "runs"), "--name", "mine"]) == 2
-    assert "The run 'mine' exists already" in capsys.readouterr().err
+    assert "The run folder 'mine' exists already" in capsys.readouterr().err
     with pytest.raises(InputError, match="exists already"):
         write_run(None, tmp_path / "runs" / "mine")  # type: ignore[arg-type] # it is not looked at
     assert content_of(elsewhere) == {"file": CONTENT}

@@ -54,7 +54,9 @@ class FakeSearch:
             ledger = Ledger.open(root)
             earlier = earlier_attempts(read_run(root), SPACE, strategy, self.setup, is_time_left=True)
         else:
-            facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={})
+            facts = DataFacts(
+                fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts=dict.fromkeys(("train", "validation", "test"), 4)
+            )
             ledger = Ledger.create(
                 root,
                 new_manifest(
@@ -242,7 +244,10 @@ def test_a_driver_that_was_superseded_deletes_nothing_and_stops(tmp_path: Path) 
     config = {"cell": cell.name, "point": cell.with_values({"batch_size": 8}), "repeat": 0}
     running = search.train(config, stop_reason=None)
     trial = LooksLikeATrial(trial_id=f"ray {running}", config=config, last_result=epoch_result(2, 0.3, stop_reason="patience"))
-    with Ownership.claim(root, at_least=2), pytest.raises(SupersededError, match="Attempt 2 has taken over from attempt 1"):
+    with (
+        Ownership.claim(root, at_least=2),
+        pytest.raises(SupersededError, match=r"taken over by another search \(attempt 2\)"),
+    ):
         search.recorder.on_trial_complete(0, [], trial)
     assert files_of(root)[running] == {"best", *STATE}
     assert isinstance(search.recorder.halted_by, SupersededError)

@@ -107,7 +107,9 @@ class Searched:
             has_time_budget=searched_seconds is not None,
         )
         strategy = Strategy.for_space(space, sampler="exhaustive", **choices)
-        facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={})
+        facts = DataFacts(
+            fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts=dict.fromkeys(("train", "validation", "test"), 4)
+        )
         manifest = new_manifest(
             name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
         )

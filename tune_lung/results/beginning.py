@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tune_lung.errors import InputError, is_no_room
+from tune_lung.files import make_folder
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.ownership import Owner, Ownership, read_owner, stand_still
@@ -71,7 +72,7 @@ def begin_run(
     """
     unfinished = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(root.parent)
         remove_unfinished(root.parent)
         unfinished.mkdir()
     except OSError as error:

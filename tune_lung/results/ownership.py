@@ -33,7 +33,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 from pydantic import TypeAdapter
 
 from tune_lung.errors import InputError, SupersededError
-from tune_lung.files import DamagedFileError, plain_json, read_regular_file, rename_to_new, write_text_whole
+from tune_lung.files import DamagedFileError, plain_json, read_regular_file, rename_to_new, write_folder_to_disk, write_text_whole
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.shapes import Amount, AttemptNumber, Count, built_from_json
 
@@ -357,6 +357,7 @@ def _create(path: Path, owner: Owner) -> None:
             file.write(_text_of(owner))
             file.flush()
             os.fsync(file.fileno())
+            write_folder_to_disk(path.parent)
         except OSError:
             path.unlink(missing_ok=True)
             raise
