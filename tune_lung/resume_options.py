@@ -16,7 +16,7 @@ import platformdirs
 
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.errors import InputError
-from tune_lung.files import write_text_whole
+from tune_lung.files import read_regular_file, write_text_whole
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.schema import SCHEMA_VERSION
@@ -25,6 +25,7 @@ from tune_lung.space import SearchSpace
 from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Strategy, parse_objectives
 
+_MOST_MEMORY_BYTES = 1 << 20
 _UNNAMED = object()
 _NOT_TOGETHER = ("out", "name", "warm_start", "dry_run", "list_spaces")
 _SPACE_OPTIONS = ("space", "set", "patience", "precision")
@@ -147,8 +148,8 @@ def remember_command(root: Path, arguments: Sequence[str], options: argparse.Nam
 
 def _recorded_command(root: Path, manifest: Mapping[str, Any]) -> list[str]:
     try:
-        remembered = json.loads(_memory_of(root).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):
+        remembered = json.loads(read_regular_file(_memory_of(root), most_bytes=_MOST_MEMORY_BYTES))
+    except (OSError, ValueError, RuntimeError):  # a RecursionError is one
         remembered = None
     if isinstance(remembered, list) and all(isinstance(argument, str) for argument in remembered):
         return remembered

@@ -34,6 +34,9 @@ from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
 
+_MOST_LESSONS_BYTES = 128 * 2**20
+"""Size of the largest file of lessons that is read: 10,000 trials of 100 epochs take 80 MB."""
+
 
 def search(request: SearchRequest, console: Console) -> int | None:
     """Do what was asked for.
@@ -198,7 +201,9 @@ def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) 
         say(console, lesson(known, request.teacher))
         return known
     try:
-        return lessons_from_json(read_json_with_digest(RunPaths(request.root).lessons), request.space)
+        return lessons_from_json(
+            read_json_with_digest(RunPaths(request.root).lessons, most_bytes=_MOST_LESSONS_BYTES), request.space
+        )
     except FileNotFoundError:
         return []
     except (DamagedFileError, OSError, KeyError):

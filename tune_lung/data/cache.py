@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,10 +24,13 @@ from filelock import FileLock, Timeout
 
 from tune_lung.errors import InputError, NoRoomError, is_no_room
 from tune_lung.files import DamagedFileError, read_json_with_digest, sha256_of_file, write_json_with_digest
+from tune_lung.threads import Threads
 
 DEFAULT_SIZE_BYTES = 20 * 10**9
 _DIGESTS = ".digests.json"
 """The file of an entry that has the SHA-256 of each other one."""
+_MOST_BYTES_TO_HASH = 2**29
+"""Size of the largest file of a data folder whose digest is taken: a larger one is no image that is used, nor a table."""
 _SETTLED_NS = 2 * 10**9
 """Age from which a file's time of change can be trusted: a younger one may change again within the clock's step."""
 
@@ -218,7 +220,7 @@ class Digests:
             progress: Told how many files of how many are done.
 
         Returns:
-            64 hexadecimal digits by name; None for a file that cannot be read.
+            64 hexadecimal digits by name; None for one that cannot be read, is no regular file, or larger than any that is used.
         """
         remembered = self._load()
         stamps = {name: _stamp(path) for name, path in files.items()}
@@ -227,10 +229,9 @@ class Digests:
         }
         new = [name for name in files if name not in known]
         now_ns = time.time_ns()
-        with ThreadPoolExecutor(num_workers()) as pool:
-            for done, (name, digest) in enumerate(
-                zip(new, pool.map(_digest, [files[name] for name in new]), strict=True), start=1
-            ):
+        with Threads(num_workers()) as threads:
+            digests = threads.map(_digest, [files[name] for name in new])
+            for done, (name, digest) in enumerate(zip(new, digests, strict=True), start=1):
                 known[name] = digest
                 if progress is not None:
                     progress(done, len(new))
@@ -273,8 +274,8 @@ def _is_settled(stamp: list[int] | None, now_ns: int) -> bool:
 
 def _digest(path: Path) -> str | None:
     try:
-        return sha256_of_file(path)
-    except OSError:
+        return sha256_of_file(path, most_bytes=_MOST_BYTES_TO_HASH)
+    except (OSError, DamagedFileError):
         return None
 
 

@@ -22,6 +22,9 @@ from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
 
+_MOST_MANIFEST_BYTES = 16 * 2**20
+"""Size of the largest manifest that is read: a thousand attempts at a run take 2 MB."""
+
 _log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
@@ -228,7 +231,7 @@ def _verified(path: Path) -> dict[str, Any]:
         ValueError: It is not what was written.
         OSError: It is not there, or the disk does not give it.
     """
-    manifest = read_json_with_digest(path)
+    manifest = read_json_with_digest(path, most_bytes=_MOST_MANIFEST_BYTES)
     if "schema_version" not in manifest:
         raise DamagedFileError(f"{path.name} was not written by tune_lung.search.")
     return manifest

@@ -21,10 +21,11 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from tune_lung.errors import InputError
-from tune_lung.files import write_text_whole
+from tune_lung.files import read_regular_file, write_text_whole
 from tune_lung.results.layout import RunPaths
 
 _SECONDS_BETWEEN_BEATS = 1.0
+_MOST_BYTES = 1 << 16
 _SECONDS_TO_WATCH = 2.5
 """A heartbeat that stands still for so long is a dead driver's."""
 
@@ -159,8 +160,8 @@ class Ownership:
 def read_owner(paths: RunPaths) -> Owner | None:
     """Read who owns a run; None where nobody ever did, or the file is damaged."""
     try:
-        return Owner(**json.loads(paths.ownership.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Owner(**json.loads(read_regular_file(paths.ownership, most_bytes=_MOST_BYTES)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

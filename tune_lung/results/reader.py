@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from tune_lung.errors import InputError
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
-from tune_lung.results.parts import DamagedPartError, read_part
+from tune_lung.results.parts import read_parts
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
 
 _NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -98,14 +98,9 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _read_table(name: str, parts_found: Sequence[Path], classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
-    schema = table_schema(name, classes)
-    parts = [schema.empty_table()]
-    for path in parts_found:
-        try:
-            parts.append(read_part(path, schema))
-        except (DamagedPartError, OSError):
-            damaged.append(f"{name}/{path.name}")
-    frame: pd.DataFrame = _by_trial(pa.concat_tables(parts)).to_pandas(types_mapper=_NULLABLE.get)
+    table, unreadable = read_parts(parts_found, table_schema(name, classes))
+    damaged += [f"{name}/{path.name}" for path in unreadable]
+    frame: pd.DataFrame = _by_trial(table).to_pandas(types_mapper=_NULLABLE.get)
     return frame
 
 

@@ -21,7 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tune_lung.files import whole_file
+from tune_lung.files import DamagedFileError, check_safetensors_file, whole_file
+
+_MOST_BYTES = 2**32
+"""Size of the largest checkpoint that is read: ResNet152 with Adam's two moments takes 0.7 GB."""
 
 
 class DamagedCheckpointError(Exception):
@@ -157,10 +160,11 @@ def load(path: Path) -> Checkpoint:
         DamagedCheckpointError: The file was cut, changed or never was a checkpoint.
     """
     try:
+        check_safetensors_file(path, most_bytes=_MOST_BYTES)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+    except (SafetensorError, DamagedFileError) as error:
         raise DamagedCheckpointError(f"The checkpoint '{path.stem}' cannot be read: {error}") from error
     state = metadata.get("state", "")
     if metadata.get("sha256") != _digest(tensors, state):
