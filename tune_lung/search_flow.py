@@ -35,7 +35,7 @@ from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_
 from tune_lung.tuning.scheduler import judged_epochs
 
 _MOST_LESSONS_BYTES = 128 * 2**20
-"""Size of the largest file of lessons that is read: 10,000 trials of 100 epochs take 80 MB."""
+"""Size of the largest file of lessons that is read: 10,000 trials of 100 epochs take 60 MB."""
 
 
 def search(request: SearchRequest, console: Console) -> int | None:

@@ -147,8 +147,10 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
 
 def _class_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
     yield f"{len(found.classes)} classes, {len(reports)} images"
-    for name in found.classes:
-        own = [report for report in reports if report.image.class_name == name]
+    reports_of: dict[str, list[_FileReport]] = {name: [] for name in found.classes}
+    for report in reports:
+        reports_of[report.image.class_name].append(report)
+    for name, own in reports_of.items():
         forms = Counter(report.form for report in own if report.form)
         bad_masks = sum(report.image.mask is not None and not report.mask_is_good for report in own)
         yield (

@@ -262,6 +262,7 @@ def _write_decoded(
     decoded_folder.mkdir()
     pixels, masks = decoded_folder / "pixels", decoded_folder / "masks"
     reasons: dict[str, ExclusionReason | None] = {}
+    label_of = {name: label for label, name in enumerate(recipe.found.classes)}
     thumbnails, labels, has_mask = [], [], []
     ids: list[str] = []
     with (
@@ -278,11 +279,12 @@ def _write_decoded(
                 mask_file.seek(len(ids) * size * size)
                 mask_file.write(decoded.mask_HW.tobytes())
             thumbnails.append(decoded.thumbnail_HW)
-            labels.append(recipe.found.classes.index(image.class_name))
+            labels.append(label_of[image.class_name])
             has_mask.append(decoded.mask_HW is not None)
             ids.append(image_id(image.relative))
         mask_file.truncate(len(ids) * size * size)
-    check_enough({name: labels.count(label) for label, name in enumerate(recipe.found.classes)}, "usable images")
+    counts = Counter(labels)
+    check_enough({name: counts[label] for name, label in label_of.items()}, "usable images")
     shape = (len(ids), size, size)
     images = DecodedImages(
         pixels_MHW=np.memmap(pixels, np.uint8, "r", shape=shape),

@@ -6,10 +6,13 @@ Ray's other files are pickles, which run whatever they hold when they are read.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tune_lung.errors import InputError
+from tune_lung.files import DamagedFileError, read_regular_file
 from tune_lung.results.imported import ForeignSearch, ForeignTrial
 from tune_lung.results.ledger import Row
 from tune_lung.results.schema import TrialStatus, table_schema
@@ -18,6 +21,10 @@ _SCORES = ("selection_score", "val_macro_recall", "val_micro_recall", "val_loss"
 """What trials are ranked by: the first of these that was reported."""
 _EPOCH_COLUMNS = tuple(name for name in table_schema("epochs", ()).names if name not in ("trial_id", "epoch"))
 _FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds")
+_READ_NAMES = dict.fromkeys((*_SCORES, *_EPOCH_COLUMNS, *_FACT_COLUMNS, "epoch", "training_iteration", "done", "timestamp"))
+"""What is read of a result; all of them are numbers."""
+_MOST_PARAMS_BYTES, _MOST_RESULTS_BYTES, _MOST_RESULTS = 2**20, 64 * 2**20, 1_000_000
+"""Of one trial: a larger file is none of Ray's, whose results take some KB an epoch."""
 
 _Results = Sequence[Mapping[str, Any]]
 
@@ -103,21 +110,29 @@ def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
 def _results(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a trial's results; a killed trial may have left its last one torn."""
     results: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in islice(BytesIO(_content(path, most_bytes=_MOST_RESULTS_BYTES)), _MOST_RESULTS):
         result = _parsed(line)
         if result is None:
             break
-        results.append(result)
+        results.append({name: result[name] for name in _READ_NAMES if type(result.get(name)) in (bool, int, float)})
     return results
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
-    return _parsed(path.read_text(encoding="utf-8", errors="replace"))
+    return _parsed(_content(path, most_bytes=_MOST_PARAMS_BYTES))
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
+def _content(path: Path, *, most_bytes: int) -> bytes:
+    """Read a file; nothing comes of one that is not there, no regular one, or larger than any of Ray's."""
     try:
-        content = json.loads(text)
+        return read_regular_file(path, most_bytes=most_bytes)
+    except (OSError, DamagedFileError):
+        return b""
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import SCHEMA_VERSION, TrialStatus, table_schema
 from tune_lung.space import Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace, Uniform
 from tune_lung.strategy import Objective, Strategy
+from tune_lung.tuning.proposals.database_copies import sound_copy
 from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, outcome_of
 
 _MANIFEST = "tune_lung_manifest"
@@ -83,7 +84,7 @@ def read_study(path: Path, name: str | None = None) -> RecordedRun:
         InputError: It is no file of Optuna's, it holds no such study or several, or nothing in it can be read as a trial.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="tune_lung-") as folder, _storage(_copied(path, Path(folder))) as storage:
+        with tempfile.TemporaryDirectory(prefix="tune_lung-") as folder, _storage(sound_copy(path, Path(folder))) as storage:
             study = optuna.load_study(study_name=_study_name(storage, path, name), storage=storage)
             manifest, trials = study.user_attrs.get(_MANIFEST), study.get_trials(deepcopy=False)
             return _foreign_run(study, trials) if manifest is None else _own_run(manifest, trials)
@@ -214,17 +215,6 @@ def _frozen_trial(
 
 def _objectives(run: Run) -> tuple[Objective, ...]:
     return Strategy.from_json(run.manifest["strategy"]).objectives
-
-
-def _copied(path: Path, folder: Path) -> Path:
-    """Copy a database as sqlite sees it, with what still lies in its journal."""
-    copy = folder / "study.db"
-    with (
-        closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as source,
-        closing(sqlite3.connect(copy)) as target,
-    ):
-        source.backup(target)
-    return copy
 
 
 def _study_name(storage: RDBStorage, path: Path, name: str | None) -> str:
