@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tune_lung.printable import in_one_line
 
 MOST_JSON_BYTES = 256 * 2**20
-"""Size of the largest JSON file that is read: the digests of a million images take 150 MB."""
+"""Size of the largest JSON file of ours that is read: the digests of a million images take 150 MB."""
 _MOST_NESTED = 64
+_MOST_CONTAINERS = 4_000_000
+"""Lists and objects of a JSON file: each takes 60 to 200 bytes of memory, and as few as 3 of the file."""
+_MOST_HEADER_BYTES = 16 * 2**20
+"""A checkpoint's header names each tensor in 100 bytes, and holds the numbers of each epoch in 300."""
 _CHUNK_BYTES = 1 << 20
 _HAS_NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -184,13 +188,40 @@ def read_regular_file(path: Path, *, most_bytes: int) -> bytes:
         DamagedFileError: It is a pipe, a device or a socket, or larger.
         OSError: It is not there, or the disk does not give it.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DamagedFileError(f"{path.name} is no regular file.")
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise DamagedFileError(f"{path.name} is larger than {most_bytes} bytes.")
-    return content
+    with open_regular_file(path, most_bytes=most_bytes) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def open_regular_file(path: Path, *, most_bytes: int) -> BinaryIO:
+    """Open a file that may be a stranger's, as `read_regular_file` does.
+
+    Args:
+        path: The file; a link is followed.
+        most_bytes: Its largest size in bytes, when it is opened.
+
+    Raises:
+        DamagedFileError: It is a pipe, a device or a socket, or larger.
+        OSError: It is not there, or the disk does not give it.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= most_bytes:
+        return file
+    file.close()
+    what = f"is larger than {most_bytes} bytes" if stat.S_ISREG(status.st_mode) else "is no regular file"
+    raise DamagedFileError(f"{path.name} {what}.")
+
+
+def check_regular_file(path: Path, *, most_bytes: int = sys.maxsize) -> None:
+    """Refuse what `open_regular_file` does not open, before a library opens it by its path."""
+    open_regular_file(path, most_bytes=most_bytes).close()
+
+
+def check_safetensors_file(path: Path, *, most_bytes: int) -> None:
+    """Refuse a safetensors file, before its library opens it, whose header alone would take gigabytes."""
+    with open_regular_file(path, most_bytes=most_bytes) as file:
+        if int.from_bytes(file.read(8), "little") > _MOST_HEADER_BYTES:
+            raise DamagedFileError(f"{path.name} has a header of more than {_MOST_HEADER_BYTES} bytes.")
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -222,7 +253,10 @@ def read_json_with_digest(path: Path, *, needs_digest: bool = False, most_bytes:
         DamagedFileError: It is not what was written.
         OSError: It is not there, or the disk does not give it.
     """
-    content = plain_json(read_regular_file(path, most_bytes=most_bytes), name=path.name)
+    text = read_regular_file(path, most_bytes=most_bytes)
+    if text.count(b"[") + text.count(b"{") > _MOST_CONTAINERS:
+        raise DamagedFileError(f"{path.name} holds more than {_MOST_CONTAINERS} lists and objects.")
+    content = plain_json(text, name=path.name)
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path.name} is no JSON object.")
     if (needs_digest or "sha256" in content) and content.get("sha256") != _digest_of(content):
@@ -283,10 +317,22 @@ def shown_path(path: Path) -> str:
     return in_one_line(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+def sha256_of_file(path: Path, *, most_bytes: int = sys.maxsize) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
+
+    Args:
+        path: The file.
+        most_bytes: Its largest size in bytes: a file without content on the disk may say that it has petabytes.
+
+    Raises:
+        DamagedFileError: It is no regular file, or larger.
+        OSError: It is not there, or the disk does not give it.
+    """
+    digest, num_bytes = hashlib.sha256(), 0
+    with open_regular_file(path, most_bytes=most_bytes) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            num_bytes += len(chunk)
+            if num_bytes > most_bytes:  # it grows faster than it is read
+                raise DamagedFileError(f"{path.name} is larger than {most_bytes} bytes.")
     return digest.hexdigest()

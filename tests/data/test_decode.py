@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tune_lung.data.decode import BadImageError, read_grey, squash, squash_mask
+from tune_lung.data.decode import BadImageError, squash, squash_mask
 from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.data.reading import read_grey
 
 from tests.data.conftest import texture
 

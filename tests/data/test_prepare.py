@@ -8,9 +8,10 @@ from PIL import Image
 
 from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache
-from tune_lung.data.decode import read_grey, squash
+from tune_lung.data.decode import squash
 from tune_lung.data.duplicates import near_duplicate_pairs, thumbnail
 from tune_lung.data.prepare import IMAGES_COLUMNS, image_id, prepare
+from tune_lung.data.reading import read_grey
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import InputError
 

@@ -23,10 +23,11 @@ from PIL import Image
 
 from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache
-from tune_lung.data.decode import BadImageError, read_grey
+from tune_lung.data.decode import BadImageError
 from tune_lung.data.metadata import read_metadata
 from tune_lung.data.phantoms import write_phantoms
 from tune_lung.data.prepare import prepare
+from tune_lung.data.reading import read_grey
 from tune_lung.data.scan import scan
 from tune_lung.errors import InputError
 from tune_lung.results.layout import TABLES

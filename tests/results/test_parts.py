@@ -290,11 +290,11 @@ def test_a_disk_that_cannot_read_is_no_damage(root, monkeypatch):
     ledger = Ledger(root)
     ledger.write_epochs("a", epochs(1))
 
-    def fail(_: Path) -> bytes:
+    def fail(_: Path, **__: int) -> bytes:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", fail)
+        patch.setattr(parts, "read_regular_file", fail)
         with pytest.raises(OSError, match="Input/output"):
             ledger.write_epochs("a", epochs(2))
     assert seen_by_pandas(root) == {"a": 1}

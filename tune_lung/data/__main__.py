@@ -12,24 +12,25 @@ import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, RunConfig
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES, Cache, num_workers
-from tune_lung.data.decode import BadImageError, read_grey, stored_mode, without_pillow_warnings
+from tune_lung.data.decode import MOST_IMAGE_BYTES, BadImageError, without_pillow_warnings
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.metadata import metadata_mismatches
 from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
+from tune_lung.data.reading import GreyReader
 from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
-from tune_lung.files import sha256_of_file
+from tune_lung.files import DamagedFileError, sha256_of_file
 from tune_lung.printable import in_one_line
+from tune_lung.threads import Threads
 
 _MOST_LETTERS = 10**6
 """Of a line: it may name all files that are equal."""
@@ -115,24 +116,27 @@ class _FileReport:
     mask_is_good: bool
 
 
-def _report(image: ImageFile) -> _FileReport:
+def _report(image: ImageFile, reader: GreyReader) -> _FileReport:
+    digest = ""
     try:
-        grey = read_grey(image.path)
-        form, reason = f"{stored_mode(image.path)} {grey.width}x{grey.height}", None
+        with reader.read(image.path) as grey:
+            form, reason = f"{grey.stored_mode} {grey.image.width}x{grey.image.height}", None
+        digest = sha256_of_file(image.path, most_bytes=MOST_IMAGE_BYTES)
     except BadImageError as error:
         form, reason = "", error.reason
-    digest = "" if reason is ExclusionReason.UNREADABLE else sha256_of_file(image.path)
-    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask))
+    except (OSError, DamagedFileError):  # it has changed since it was decoded
+        form, reason = "", ExclusionReason.UNREADABLE
+    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask, reader))
 
 
-def _is_good(mask: Path | None) -> bool:
+def _is_good(mask: Path | None, reader: GreyReader) -> bool:
     if mask is None:
         return False
     try:
-        read_grey(mask)
+        with reader.read(mask):
+            return True
     except BadImageError:
         return False
-    return True
 
 
 def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
@@ -140,9 +144,9 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
     found = scan(options.directory, follow_links=options.follow_links)
     if found.synthetic:
         yield _SYNTHETIC_LINE
-    with _progress() as progress, without_pillow_warnings(), ThreadPoolExecutor(num_workers()) as pool:
+    with _progress() as progress, without_pillow_warnings(), Threads(num_workers()) as threads, GreyReader() as reader:
         reports = []
-        for report in pool.map(_report, found.images):
+        for report in threads.map(lambda image: _report(image, reader), found.images):
             reports.append(report)
             progress("Reading", len(reports), len(found.images))
     yield from _class_lines(found, reports)
@@ -152,8 +156,10 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
 
 def _class_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
     yield f"{len(found.classes)} classes, {len(reports)} images"
-    for name in found.classes:
-        own = [report for report in reports if report.image.class_name == name]
+    reports_of: dict[str, list[_FileReport]] = {name: [] for name in found.classes}
+    for report in reports:
+        reports_of[report.image.class_name].append(report)
+    for name, own in reports_of.items():
         forms = Counter(report.form for report in own if report.form)
         bad_masks = sum(report.image.mask is not None and not report.mask_is_good for report in own)
         yield (

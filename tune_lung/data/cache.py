@@ -19,7 +19,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -52,9 +51,12 @@ from tune_lung.data.cache_proof import (
     write_listing,
 )
 from tune_lung.errors import InputError, NoRoomError, is_no_room
-from tune_lung.files import places, sha256_of_file, write_json_with_digest
+from tune_lung.files import DamagedFileError, places, sha256_of_file, write_json_with_digest
+from tune_lung.threads import Threads
 
 DEFAULT_SIZE_BYTES = 20 * 10**9
+_MOST_BYTES_TO_HASH = 2**29
+"""Size of the largest file of a data folder whose digest is taken: a larger one is no image that is used, nor a table."""
 _SETTLED_NS = 2 * 10**9
 """Age from which a file's time of change can be trusted: a younger one may change again within the clock's step."""
 
@@ -297,7 +299,7 @@ class Digests:
             progress: Told how many files of how many are done.
 
         Returns:
-            64 hexadecimal digits by name; None for a file that cannot be read.
+            64 hexadecimal digits by name; None for one that cannot be read, is no regular file, or larger than any that is used.
         """
         path, remembered = self._remembered()
         stamps = {name: _stamp(path) for name, path in files.items()}
@@ -306,10 +308,9 @@ class Digests:
         }
         new = [name for name in files if name not in known]
         now_ns = time.time_ns()
-        with ThreadPoolExecutor(num_workers()) as pool:
-            for done, (name, digest) in enumerate(
-                zip(new, pool.map(_digest, [files[name] for name in new]), strict=True), start=1
-            ):
+        with Threads(num_workers()) as threads:
+            digests = threads.map(_digest, [files[name] for name in new])
+            for done, (name, digest) in enumerate(zip(new, digests, strict=True), start=1):
                 known[name] = digest
                 if progress is not None:
                     progress(done, len(new))
@@ -362,8 +363,8 @@ def _is_settled(stamp: list[int] | None, now_ns: int) -> bool:
 
 def _digest(path: Path) -> str | None:
     try:
-        return sha256_of_file(path)
-    except OSError:
+        return sha256_of_file(path, most_bytes=_MOST_BYTES_TO_HASH)
+    except (OSError, DamagedFileError):
         return None
 
 

@@ -3,21 +3,30 @@
 Pillow only: torchvision's decoder ends the process on some damaged files. Only a full decode proves that a file is an image.
 """
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from tune_lung.config import Protocol
+from tune_lung.confined import Answer
 from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.files import DamagedFileError, open_regular_file
 
 PIXEL_LIMIT = 64_000_000
 """Pixels of the largest image that is decoded; the largest X-ray detectors have about 20 million."""
+SIDE_LIMIT = 65_535
+"""Pixels of its longest side, as in a JPEG file: to resize a line of 64 million pixels takes gigabytes."""
+MOST_IMAGE_BYTES = 2**29
+"""Size of the largest image file that is read: 64 million pixels of four values of 16 bits, and some more."""
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no EPS or PDF: decoding those starts other programs
+_PIXELS_AT_ONCE = 2**20
 
 
 class BadImageError(Exception):
@@ -40,51 +49,81 @@ def without_pillow_warnings() -> Iterator[None]:
         yield
 
 
-def read_grey(path: Path) -> Image.Image:
-    """Decode a whole file to 8-bit grey.
+@contextmanager
+def bad_images() -> Iterator[None]:
+    """Turn whatever a damaged file raises, from struct.error to KeyError, into a BadImageError."""
+    try:
+        yield
+    except BadImageError:
+        raise
+    except Exception as error:
+        raise BadImageError(_reason(error)) from error
+
+
+def open_image_file(path: Path) -> BinaryIO:
+    """Open a file that may be an image.
+
+    Raises:
+        BadImageError: It is no file, has no bytes, or too many, or cannot be read.
+    """
+    with bad_images():
+        try:
+            file = open_regular_file(path, most_bytes=MOST_IMAGE_BYTES)
+        except DamagedFileError:
+            reason = ExclusionReason.TOO_LARGE if path.is_file() else ExclusionReason.NOT_A_FILE
+            raise BadImageError(reason) from None
+        if os.fstat(file.fileno()).st_size == 0:
+            file.close()
+            raise BadImageError(ExclusionReason.EMPTY)
+        return file
+
+
+def open_image(file: BinaryIO, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    """Read an image's header; its pixels are not decoded yet.
+
+    Raises:
+        BadImageError: It is no image, or one of too many pixels.
+    """
+    with bad_images():
+        image = Image.open(file, formats=formats)
+    if image.width * image.height > PIXEL_LIMIT or max(image.size) > SIDE_LIMIT:
+        raise BadImageError(ExclusionReason.TOO_LARGE)
+    return image
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """Decode a whole image to 8-bit grey, and let go of what it was decoded from.
 
     Transparent pixels count as black; 16-bit values are scaled, not cut off.
 
     Args:
-        path: The file.
+        image: From `open_image`.
 
     Returns:
         An image of mode L, in its own size.
 
     Raises:
-        BadImageError: The file cannot be used; the error carries the reason.
+        BadImageError: It cannot be decoded.
     """
-    try:
-        with _opened(path) as image:
-            image.load()
+    with bad_images(), image:
+        image.load()
+        num_rows = max(1, _PIXELS_AT_ONCE // image.width)
+        if image.height <= num_rows:
             return _grey(image)
-    except BadImageError:
-        raise
-    except Exception as error:  # a damaged file can raise anything, from struct.error to KeyError
-        raise BadImageError(_reason(error)) from error
-
-
-def _opened(path: Path) -> Image.Image:
-    if path.stat().st_size == 0:
-        raise BadImageError(ExclusionReason.EMPTY)
-    image = Image.open(path, formats=_FORMATS)
-    if image.width * image.height > PIXEL_LIMIT:
-        image.close()
-        raise BadImageError(ExclusionReason.TOO_LARGE)
-    return image
-
-
-def stored_mode(path: Path) -> str:
-    """Tell how an image that `read_grey` accepts is stored, in Pillow's words: L, RGB, P, I;16, ..."""
-    with Image.open(path, formats=_FORMATS) as image:
-        return image.mode
+        grey = Image.new("L", image.size)
+        for top in range(0, image.height, num_rows):  # what comes between takes four times the memory
+            box = (0, top, image.width, min(image.height, top + num_rows))
+            grey.paste(_grey(image.crop(box)), box)
+        return grey
 
 
 def _reason(error: Exception) -> ExclusionReason:
     if isinstance(error, UnidentifiedImageError):
         return ExclusionReason.NOT_AN_IMAGE
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ExclusionReason.TOO_LARGE
+    if isinstance(error, MemoryError):
+        return ExclusionReason.TOO_COSTLY
     if isinstance(error, OSError) and error.errno is not None:
         return ExclusionReason.UNREADABLE
     return ExclusionReason.TRUNCATED if "truncated" in str(error).lower() else ExclusionReason.DAMAGED
@@ -106,6 +145,51 @@ def _eight_bit(values_HW: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
     if values_HW.min() < 0 or values_HW.max() > 65535:
         raise BadImageError(ExclusionReason.UNSUPPORTED_PIXELS)
     return ((values_HW.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+_waiting: list[Callable[[], Image.Image]] = []
+"""In a confined child: gives the image that is to be decoded next."""
+
+
+def answer(question: Mapping[str, Any]) -> Answer:
+    """Answer as a confined child: look at the image `path`, or without one decode what was looked at.
+
+    Returns:
+        At first `width`, `height`, `format`, `mode` and the file's `bytes`, so that memory can be allowed for; then `mode`, and
+        the grey pixels. Of an image that cannot be used, the `reason`.
+    """
+    warnings.simplefilter("ignore")
+    try:
+        if "path" not in question:
+            image = _waiting.pop()()
+            return {"mode": image.mode}, to_grey(image).tobytes()
+        _waiting.clear()
+        return _looked_at(open_image_file(Path(question["path"]))), b""
+    except BadImageError as error:
+        return {"reason": error.reason}, b""
+
+
+def _looked_at(file: BinaryIO) -> Mapping[str, Any]:
+    num_bytes, size = os.fstat(file.fileno()).st_size, _size_of_webp(file.read(30))
+    file.seek(0)
+    if size is not None:  # Pillow would begin to decode it
+        _waiting.append(lambda: open_image(file))
+        return {"width": size[0], "height": size[1], "format": "WEBP", "mode": "RGBA", "bytes": num_bytes}
+    image = open_image(file)
+    _waiting.append(lambda: image)
+    return {"width": image.width, "height": image.height, "format": image.format, "mode": image.mode, "bytes": num_bytes}
+
+
+def _size_of_webp(start: bytes) -> tuple[int, int] | None:
+    """Read the size that a WebP file claims; None for any other, and for one whose decoder will refuse it."""
+    if len(start) < 30 or not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+        return None
+    if start[12:16] == b"VP8X":
+        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
+    if start[12:16] == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(start[26:28], "little") & 0x3FFF, int.from_bytes(start[28:30], "little") & 0x3FFF
 
 
 def squash(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:

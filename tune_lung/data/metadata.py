@@ -1,17 +1,31 @@
-"""The release's tables `CLASS.metadata.xlsx`: where each image came from. They give nothing else, and nothing depends on them."""
+"""The release's tables `CLASS.metadata.xlsx`: where each image came from. They give nothing else, and nothing depends on them.
 
+A table says itself how many cells it has, and its reader takes memory for them all, or ends the process. So a confined child
+reads it.
+"""
+
+import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from python_calamine import CalamineWorkbook
 
+from tune_lung.confined import Answer, Confined, ConfinedError
 from tune_lung.data.scan import IMAGE_SUFFIXES, Scan
+from tune_lung.files import read_regular_file
 
 _MOST_BYTES = 200_000_000
-"""Unpacked size of the largest table that is read: the release's largest takes 2 MB for 10,000 rows."""
+"""Size of the largest table that is read, packed and unpacked: the release's largest takes 2 MB for 10,000 rows."""
+_MEMORY_BYTES = 2 * 10**9
+"""What reading one may take: a million rows, the most that a sheet can have, take half of it."""
+_CPU_SECONDS = 20
+"""The same in processor time: a million rows take 7 s."""
+_MOST_SOURCES_BYTES = 200_000_000
 _NAME_HEADERS = ("file name", "filename", "file_name")
 _SOURCE_HEADERS = ("url", "source")
 
@@ -34,26 +48,52 @@ def metadata_file(root: Path, class_name: str) -> Path | None:
 
 
 def read_metadata(path: Path) -> ClassMetadata:
-    """Read a class's table.
+    """Read one class's table, as `read_tables` does."""
+    return read_tables({path.name: path})[path.name]
+
+
+def read_tables(paths: Mapping[str, Path]) -> dict[str, ClassMetadata]:
+    """Read tables, all in one child unless one ends it.
 
     Args:
-        path: An .xlsx file with a row of headers.
+        paths: .xlsx files with a row of headers, by any name.
 
     Returns:
-        Its rows; `readable` is False, and there are none, where the file is damaged or has no column of names.
+        Their rows by the same name; `readable` is False, and there are none, where a file is damaged, takes too much time or
+        memory, or has no column of names.
     """
+    with Confined(__name__) as child:
+        return {name: _read_in_child(child, path) for name, path in paths.items()}
+
+
+def _read_in_child(child: Confined, path: Path) -> ClassMetadata:
     try:
-        _require_table_size(path)
-        with CalamineWorkbook.from_path(path) as book:
-            rows = book.get_sheet_by_index(0).to_python()
-        return ClassMetadata(readable=True, sources=_sources(rows))
-    except Exception:  # a damaged table can raise anything, and must not stop a search
+        answer, content = child.ask(
+            {"path": os.path.abspath(path)},  # noqa: PTH100 - links stay
+            memory_bytes=_MEMORY_BYTES,
+            cpu_seconds=_CPU_SECONDS,
+            most_bytes=_MOST_SOURCES_BYTES,
+        )
+    except ConfinedError:
         return ClassMetadata(readable=False, sources={})
+    return ClassMetadata(readable=answer["readable"], sources=json.loads(content))
 
 
-def _require_table_size(path: Path) -> None:
+def answer(question: Mapping[str, Any]) -> Answer:
+    """Answer as a confined child: whether the table `path` is `readable`, and its sources by name as JSON."""
+    try:
+        content = read_regular_file(Path(question["path"]), most_bytes=_MOST_BYTES)
+        _require_table_size(content)
+        with CalamineWorkbook.from_filelike(BytesIO(content)) as book:
+            rows = book.get_sheet_by_index(0).to_python()
+        return {"readable": True}, json.dumps(_sources(rows)).encode()
+    except Exception:  # a damaged table can raise anything, and must not stop a search
+        return {"readable": False}, b"{}"
+
+
+def _require_table_size(content: bytes) -> None:
     """Refuse an archive that would unpack to more than any table of images is; nothing of it is unpacked here."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(BytesIO(content)) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > _MOST_BYTES:
         raise ValueError(f"The table would unpack to {size} bytes.")
@@ -79,7 +119,7 @@ def _name_key(name: str) -> str:
 def sources_by_path(found: Scan) -> dict[str, str | None]:
     """Give the source of every image of a scan, by its relative path; None where no table tells."""
     tables = {name: path for name in found.classes if (path := metadata_file(found.root, name)) is not None}
-    sources = {name: read_metadata(path).sources for name, path in tables.items()}
+    sources = {name: table.sources for name, table in read_tables(tables).items()}
     return {image.relative: sources.get(image.class_name, {}).get(_name_key(image.path.name)) for image in found.images}
 
 
@@ -99,17 +139,17 @@ class MetadataMismatch:
 
 def metadata_mismatches(found: Scan) -> list[MetadataMismatch]:
     """Compare every class that has a table with it."""
-    mismatches = []
-    for name in found.classes:
-        path = metadata_file(found.root, name)
-        if path is not None:
-            table = read_metadata(path)
-            own = {_name_key(image.path.name) for image in found.images if image.class_name == name}
-            mismatch = MetadataMismatch(
-                class_name=name,
-                readable=table.readable,
-                rows_without_image=len(table.sources.keys() - own),
-                images_without_row=len(own - table.sources.keys()),
-            )
-            mismatches.append(mismatch)
-    return mismatches
+    tables = read_tables({name: path for name in found.classes if (path := metadata_file(found.root, name)) is not None})
+    own_by_class: dict[str, set[str]] = {name: set() for name in tables}
+    for image in found.images:
+        if image.class_name in own_by_class:
+            own_by_class[image.class_name].add(_name_key(image.path.name))
+    return [
+        MetadataMismatch(
+            class_name=name,
+            readable=table.readable,
+            rows_without_image=len(table.sources.keys() - own_by_class[name]),
+            images_without_row=len(own_by_class[name] - table.sources.keys()),
+        )
+        for name, table in tables.items()
+    ]

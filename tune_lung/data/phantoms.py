@@ -5,7 +5,6 @@ a number comes from them, it is labelled synthetic.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from tune_lung.data.store import StoreDamagedError
 from tune_lung.errors import InputError
 from tune_lung.files import write_text_whole
 from tune_lung.randomness import derive_seed
+from tune_lung.threads import Threads
 
 PHANTOM_VERSION = 4
 """Raised whenever the same seed would give other pictures."""
@@ -100,8 +100,8 @@ def write_phantoms(directory: Path, *, seed: int, num_images: int = DEFAULT_NUM_
     _make_folders(directory, counts)
     write_text_whole(directory / SYNTHETIC_MARK, _MARK_TEXT)
     pictures = [(name, number) for name, count in counts.items() for number in range(1, count + 1)]
-    with ThreadPoolExecutor(num_workers()) as pool:
-        for _ in pool.map(lambda picture: _write_picture(directory, *picture, seed=seed), pictures):
+    with Threads(num_workers()) as threads:
+        for _ in threads.map(lambda picture: _write_picture(directory, *picture, seed=seed), pictures):
             pass
 
 

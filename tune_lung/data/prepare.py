@@ -3,8 +3,8 @@
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -13,19 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from PIL import Image
 from PIL import __version__ as pillow_version
 
 from tune_lung.config import RunConfig, Split
 from tune_lung.data.cache import Cache, content_key, num_workers
-from tune_lung.data.decode import BadImageError, read_grey, squash, squash_mask, without_pillow_warnings
+from tune_lung.data.decode import BadImageError, squash, squash_mask, without_pillow_warnings
 from tune_lung.data.duplicates import duplicate_groups, thumbnail
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.metadata import metadata_file, sources_by_path
+from tune_lung.data.reading import GreyReader
 from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import check_enough, limited, published_split, strict_split
 from tune_lung.data.store import STORE_VERSION, DecodedImages, PixelStore, StoreDamagedError, write_store
 from tune_lung.errors import InputError
+from tune_lung.results.parts import read_parts
+from tune_lung.threads import Threads
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told the stage, how many files are done, and how many there are."""
@@ -34,7 +36,6 @@ IMAGES_COLUMNS = ("image_id", "path", "class", "split", "group", "source", "sha2
 _IMAGES_FILE = "images.parquet"
 _DAMAGED = "A pixel store's table of images is damaged. Start the search again: it is rebuilt."
 _DECODED_FOLDER = "decoded"
-_FILES_AT_ONCE = 256
 _WRITE_BUFFER_BYTES = 4 * 2**20
 
 
@@ -95,19 +96,19 @@ def prepare(
     )
     digests = cache.digests(root).of(recipe.files(), progress=lambda done, total: recipe.progress("Reading", done, total))
     key = content_key(recipe.key(digests))
-    folder = cache.entry("stores", key, build=lambda directory: _build(recipe, digests, directory), check=_check_entry)
-    store = PixelStore.open(folder)
-    images = _read_images(folder)
+    tables: list[pd.DataFrame] = []
+
+    def check(directory: Path) -> None:
+        PixelStore.open(directory)
+        tables.append(_read_images(directory))
+
+    folder = cache.entry("stores", key, build=lambda directory: tables.append(_build(recipe, digests, directory)), check=check)
+    store, images = PixelStore.open(folder), tables[-1]
     if strict_data:
         _refuse_bad_files(images["excluded_reason"])
     return PreparedData(
         store=folder, fingerprint=store.fingerprint, classes=store.classes, images=images, synthetic=store.synthetic
     )
-
-
-def _check_entry(folder: Path) -> None:
-    PixelStore.open(folder)
-    _read_images(folder)
 
 
 def _read_images(folder: Path) -> pd.DataFrame:
@@ -116,13 +117,14 @@ def _read_images(folder: Path) -> pd.DataFrame:
     Raises:
         StoreDamagedError: It is not there, or no such table.
     """
+    table, damaged = read_parts([folder / _IMAGES_FILE], pa.schema([(name, pa.large_string()) for name in IMAGES_COLUMNS]))
+    images: pd.DataFrame = table.to_pandas()
     try:
-        images = pd.read_parquet(folder / _IMAGES_FILE, columns=list(IMAGES_COLUMNS))
         for reason in images["excluded_reason"].dropna().unique():
-            ExclusionReason(reason)  # raises a ValueError for another word
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+            ExclusionReason(reason)
+    except ValueError as error:
         raise StoreDamagedError(_DAMAGED) from error
-    if not all(dtype == "str" for dtype in images.dtypes):
+    if damaged:
         raise StoreDamagedError(_DAMAGED)
     return images
 
@@ -199,46 +201,45 @@ class _Decoded:
     mask_HW: npt.NDArray[np.uint8] | None = None
 
 
-def _decode(image: ImageFile, run: RunConfig) -> _Decoded:
+def _decode(image: ImageFile, run: RunConfig, reader: GreyReader) -> _Decoded:
     try:
-        grey = read_grey(image.path)
+        with reader.read(image.path) as grey:
+            width, height = grey.image.size
+            pixels, small = squash(grey.image, run.image_size), thumbnail(grey.image)
     except BadImageError as error:
         return _Decoded(reason=error.reason)
-    return _Decoded(
-        reason=None,
-        pixels_HW=squash(grey, run.image_size),
-        thumbnail_HW=thumbnail(grey),
-        mask_HW=None if image.mask is None else _decode_mask(image.mask, grey, run),
-    )
+    mask = None if image.mask is None else _decode_mask(image.mask, width, height, run, reader)
+    return _Decoded(reason=None, pixels_HW=pixels, thumbnail_HW=small, mask_HW=mask)
 
 
-def _decode_mask(path: Path, image: Image.Image, run: RunConfig) -> npt.NDArray[np.uint8] | None:
+def _decode_mask(
+    path: Path, image_width: int, image_height: int, run: RunConfig, reader: GreyReader
+) -> npt.NDArray[np.uint8] | None:
     """Read a mask; a bad one counts as none, and `input` lungs then says how many images have none."""
     try:
-        mask = read_grey(path)
+        with reader.read(path, beside_bytes=image_width * image_height) as mask:
+            return squash_mask(
+                mask.image, image_width=image_width, image_height=image_height, size=run.image_size, protocol=run.protocol
+            )
     except BadImageError:
         return None
-    return squash_mask(mask, image_width=image.width, image_height=image.height, size=run.image_size, protocol=run.protocol)
 
 
-def _decode_all(recipe: _Recipe) -> Iterator[tuple[ImageFile, _Decoded]]:
+def _decode_all(recipe: _Recipe) -> Generator[tuple[ImageFile, _Decoded], None, None]:
     """Decode the chosen files in their order.
 
     Threads, for Pillow decodes without Python's lock (measured on 2 cores: 1.4 s for 1,348 images, 2.4 s one by one,
     1.6 s in processes), and threads are safe beside Ray.
     """
-    with without_pillow_warnings(), ThreadPoolExecutor(num_workers()) as pool:
-        for start in range(0, len(recipe.chosen), _FILES_AT_ONCE):  # so that few decoded images wait in memory
-            block = recipe.chosen[start : start + _FILES_AT_ONCE]
-            for done, (image, decoded) in enumerate(
-                zip(block, pool.map(lambda image: _decode(image, recipe.run), block), strict=True), start=start + 1
-            ):
-                recipe.progress("Decoding", done, len(recipe.chosen))
-                yield image, decoded
+    with without_pillow_warnings(), Threads(num_workers()) as threads, GreyReader() as reader:
+        decoded = threads.map(lambda image: _decode(image, recipe.run, reader), recipe.chosen)
+        for done, (image, one) in enumerate(zip(recipe.chosen, decoded, strict=True), start=1):
+            recipe.progress("Decoding", done, len(recipe.chosen))
+            yield image, one
 
 
-def _build(recipe: _Recipe, digests: Mapping[str, str | None], directory: Path) -> None:
-    """Write a store and its table of images into an empty folder."""
+def _build(recipe: _Recipe, digests: Mapping[str, str | None], directory: Path) -> pd.DataFrame:
+    """Write a store and its table of images into an empty folder, and return the table."""
     reasons, images, thumbnails = _write_decoded(recipe, directory)
     usable = [image for image in recipe.chosen if reasons[image.relative] is None]
     classes = [image.class_name for image in usable]
@@ -250,9 +251,11 @@ def _build(recipe: _Recipe, digests: Mapping[str, str | None], directory: Path) 
         image.relative: {"split": split, "group": image_id(usable[group].relative)}
         for image, split, group in zip(usable, splits, groups.tolist(), strict=True)
     }
-    _images_table(recipe, digests, reasons, rows).to_parquet(directory / _IMAGES_FILE, index=False)
+    table = _images_table(recipe, digests, reasons, rows)
+    table.to_parquet(directory / _IMAGES_FILE, index=False)
     write_store(directory, images, splits=splits, classes=recipe.found.classes, synthetic=recipe.synthetic)
     shutil.rmtree(directory / _DECODED_FOLDER)
+    return table
 
 
 def _split(run: RunConfig, usable: Sequence[ImageFile], groups: Sequence[int]) -> list[Split]:
@@ -271,10 +274,15 @@ def _write_decoded(
     decoded_folder.mkdir()
     pixels, masks = decoded_folder / "pixels", decoded_folder / "masks"
     reasons: dict[str, ExclusionReason | None] = {}
+    label_of = {name: label for label, name in enumerate(recipe.found.classes)}
     thumbnails, labels, has_mask = [], [], []
     ids: list[str] = []
-    with pixels.open("wb", _WRITE_BUFFER_BYTES) as pixel_file, masks.open("wb", buffering=0) as mask_file:
-        for image, decoded in _decode_all(recipe):
+    with (
+        pixels.open("wb", _WRITE_BUFFER_BYTES) as pixel_file,
+        masks.open("wb", buffering=0) as mask_file,
+        closing(_decode_all(recipe)) as decoded_images,  # Ctrl-C ends the threads at once, not when the generator is forgotten
+    ):
+        for image, decoded in decoded_images:
             reasons[image.relative] = decoded.reason
             if decoded.pixels_HW is None:
                 continue
@@ -283,11 +291,12 @@ def _write_decoded(
                 mask_file.seek(len(ids) * size * size)
                 mask_file.write(decoded.mask_HW.tobytes())
             thumbnails.append(decoded.thumbnail_HW)
-            labels.append(recipe.found.classes.index(image.class_name))
+            labels.append(label_of[image.class_name])
             has_mask.append(decoded.mask_HW is not None)
             ids.append(image_id(image.relative))
         mask_file.truncate(len(ids) * size * size)
-    check_enough({name: labels.count(label) for label, name in enumerate(recipe.found.classes)}, "usable images")
+    counts = Counter(labels)
+    check_enough({name: counts[label] for name, label in label_of.items()}, "usable images")
     shape = (len(ids), size, size)
     images = DecodedImages(
         pixels_MHW=np.memmap(pixels, np.uint8, "r", shape=shape),

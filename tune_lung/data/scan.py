@@ -6,7 +6,7 @@ release, or deeper. Folders named `masks` hold lung masks under the names of the
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,10 +165,21 @@ class _ClassWalk:
         for known in (root, folder):
             status = known.stat()
             walk.seen_folders.add((status.st_dev, status.st_ino))
-        walk.read_folder(folder, folder.name)
+        walk.read_folders(folder)
         return walk
 
-    def read_folder(self, folder: Path, relative: str) -> None:
+    def read_folders(self, folder: Path) -> None:
+        """Read a folder and all in it, each before its next neighbour; folders may lie deeper than Python can call itself."""
+        under_way = [self.read_folder(folder, folder.name)]
+        while under_way:
+            deeper = next(under_way[-1], None)
+            if deeper is None:
+                under_way.pop()
+            else:
+                under_way.append(self.read_folder(*deeper))
+
+    def read_folder(self, folder: Path, relative: str) -> Iterator[tuple[Path, str]]:
+        """Take what lies in a folder, and yield each folder in it that is to be read before the rest."""
         try:
             # Real folders come before links, so that a link to a sibling is the one that is left out.
             entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
@@ -183,11 +194,13 @@ class _ClassWalk:
             elif entry.is_symlink() and self.leads_outside(Path(entry.path)):
                 self.exclude(f"{relative}/{entry.name}", ExclusionReason.OUTSIDE_LINK)
             elif _is_folder(entry):
-                self.take_folder(entry, folder, f"{relative}/{entry.name}")
+                if self.takes_folder(entry, folder, f"{relative}/{entry.name}"):
+                    yield Path(entry.path), f"{relative}/{entry.name}"
             else:
                 self.take_file(entry, f"{relative}/{entry.name}")
 
-    def take_folder(self, entry: os.DirEntry[str], parent: Path, relative: str) -> None:
+    def takes_folder(self, entry: os.DirEntry[str], parent: Path, relative: str) -> bool:
+        """Whether a folder is to be read; one of masks is remembered, any other that is not is left out."""
         if entry.name.casefold() == "masks":
             self.mask_folders[parent] = Path(entry.path)
         elif _has_image_name(entry.name):
@@ -195,7 +208,8 @@ class _ClassWalk:
         elif self.is_known(entry):
             self.exclude(relative, ExclusionReason.LINK_LOOP)
         else:
-            self.read_folder(Path(entry.path), relative)
+            return True
+        return False
 
     def leads_outside(self, link: Path) -> bool:
         """Whether a link leads to something that is neither in the root nor holds it."""

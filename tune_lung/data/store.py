@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
+from zipfile import ZIP_STORED, BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from typing_extensions import TypedDict
 
 from tune_lung.config import Split
 from tune_lung.errors import InputError
-from tune_lung.files import plain_json, read_regular_file, write_text_whole
+from tune_lung.files import DamagedFileError, check_regular_file, plain_json, read_regular_file, write_text_whole
 from tune_lung.shapes import Count, ListOf, Number, Text, require_shape
 
 STORE_VERSION = 2
@@ -131,18 +132,32 @@ class PixelStore:
 
     def _read(self, name: Split) -> Part:
         masks = self.directory / f"{name}_masks.npy"
-        with np.load(self.directory / f"{name}_index.npz", allow_pickle=False) as index:
-            return Part(
-                pixels_NHW=_mapped(self.directory / f"{name}.npy"),
-                masks_NHW=_mapped(masks) if masks.exists() else None,
-                has_mask_N=index["has_mask"],
-                labels_N=index["labels"],
-                image_ids=tuple(index["image_ids"].tolist()),
-            )
+        try:
+            with _opened_index(self.directory / f"{name}_index.npz") as index:
+                return Part(
+                    pixels_NHW=_mapped(self.directory / f"{name}.npy"),
+                    masks_NHW=_mapped(masks) if masks.exists() else None,
+                    has_mask_N=index["has_mask"],
+                    labels_N=index["labels"],
+                    image_ids=tuple(index["image_ids"].tolist()),
+                )
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile) as error:
+            raise StoreDamagedError(_damaged_text(self.directory)) from error
+
+
+def _opened_index(path: Path) -> Any:
+    """Open an archive of arrays as they are: packed ones, which may unpack to any size, are none of ours."""
+    check_regular_file(path)
+    index = np.load(path, allow_pickle=False)
+    if any(member.compress_type != ZIP_STORED for member in index.zip.infolist()):
+        index.close()
+        raise DamagedFileError(f"{path.name} is packed.")
+    return index
 
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     """Map an array so that no change reaches the file; torch takes no memory that it may not write."""
+    check_regular_file(path)
     values: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
     return values
 

@@ -4,10 +4,13 @@ What is read is checked before anything is trained: a file that does not fit is 
 ever run.
 """
 
+import pickletools
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 
 import torch
@@ -17,7 +20,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from tune_lung.config import WeightsKind
 from tune_lung.errors import InputError, did_you_mean
-from tune_lung.files import sha256_of_file
+from tune_lung.files import DamagedFileError, check_safetensors_file, open_regular_file, sha256_of_file
 
 IMAGENET_VERSION = "IMAGENET1K_V1"
 """The weights of torchvision's first recipe, for every depth. They are what `pretrained=True` gave the paper, and
@@ -26,6 +29,15 @@ ResNet18 and 34 have no others: with the second recipe for 50 and up, depth and 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 """Kinds of weights files that can be read."""
 
+_MOST_BYTES = 2**30
+"""Size of the largest weights file that is read: those of ResNet152 take 242 MB."""
+_MOST_PICKLE_BYTES = 4 * 2**20
+_ZIP_START = b"PK\x03\x04"
+_PICKLES_BEFORE_OLD_STORAGES = 5
+"""Before torch 1.6: a number, a version, facts about the machine, the tensors, the names of their storages."""
+_PLAIN_GLOBALS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch(\.storage)? \w+Storage"
+)
 _HEAD = "fc."
 _BATCH_COUNTER = "num_batches_tracked"  # absent from torchvision's own files, and never read with a fixed momentum
 
@@ -101,7 +113,11 @@ def load_backbone(source: WeightsSource, model: str) -> dict[str, Tensor]:
         raise InputError(
             f"{path.name}: the weights file is no longer there on this machine. Put it on a path that every node sees."
         )
-    if sha256_of_file(path) != source.sha256:
+    try:
+        digest = sha256_of_file(path, most_bytes=_MOST_BYTES)
+    except DamagedFileError:
+        digest = None
+    if digest != source.sha256:
         raise InputError(f"{path.name}: the weights file has changed since the search began. Put the first one back.")
     return _checked_backbone(path, model)
 
@@ -207,7 +223,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name} is no weights file by its name. Allowed: {', '.join(SUFFIXES)}.")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load_pickle_free(path)
+        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle_free(path)
     except Exception as error:  # damage of a stranger's file raises a dozen types: zip, pickle, storage, unicode, ...
         raise InputError(
             f"{path.name} cannot be read as weights ({_reason(error)}): it is damaged, or holds more than plain"
@@ -218,8 +234,44 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in content.items() if not name.startswith(_HEAD) and not name.endswith(_BATCH_COUNTER)}
 
 
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    check_safetensors_file(path, most_bytes=_MOST_BYTES)
+    return load_file(path)
+
+
 def _load_pickle_free(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with open_regular_file(path, most_bytes=_MOST_BYTES) as file:
+        if file.read(4) == _ZIP_START:
+            _require_plain_archive(file, path.stat().st_size)
+        else:
+            file.seek(0)
+            for _ in range(_PICKLES_BEFORE_OLD_STORAGES):
+                _require_plain_pickle(file)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _require_plain_archive(file: BinaryIO, size: int) -> None:
+    """Refuse an archive that unpacks to more than its size, as torch's own never do, or whose pickle is not plain."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        is_packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        begins_late = min((member.header_offset for member in members), default=0) > 0  # two archives in one
+        if is_packed or begins_late or sum(member.file_size for member in members) > size:
+            raise DamagedFileError("it is packed")
+        for member in members:
+            if member.filename.lower().endswith("data.pkl"):
+                with archive.open(member) as pickled:
+                    _require_plain_pickle(pickled)
+
+
+def _require_plain_pickle(file: IO[bytes]) -> None:
+    """Refuse a pickle that does more than lay tensors out: a few bytes of one can ask for gigabytes. Nothing is executed."""
+    for operation, argument, position in pickletools.genops(file):
+        if operation.name == "GLOBAL" and not _PLAIN_GLOBALS.fullmatch(str(argument)):
+            raise DamagedFileError(f"it calls {argument}")
+        if (position or 0) > _MOST_PICKLE_BYTES:
+            raise DamagedFileError("its pickle is too long")
 
 
 def _is_state_dict(content: object) -> bool:

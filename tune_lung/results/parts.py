@@ -11,20 +11,37 @@ To write a trial reads and writes one part of bounded size: it costs the same ho
 also what damage may cost: one flipped byte takes one of a small run's trials with it, and never more than 16.
 """
 
+import atexit
 import logging
+import os
+import threading
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tune_lung.files import CheckWriter, anyone_may_write, set_aside, whole_file
+from tune_lung.confined import Answer, Confined, ConfinedError, bound_memory
+from tune_lung.files import CheckWriter, DamagedFileError, anyone_may_write, read_regular_file, set_aside, whole_file
 from tune_lung.results.layout import RunPaths
 
 MOST_TRIALS = 16
 """Trials that share a part at most. With 100 epochs each, to replace it takes about 2 ms, and 10,000 trials make 660 parts."""
 
+_MOST_BYTES = 2**29
+"""Size of the largest part that is read: the images of 3 million files take as much."""
+_LEAST_DECODED, _MOST_GROWTH = 2**20, 64
+"""What the rows of a part may take: so many bytes, and so many times its size. Ours take 3 times it, or less than the first."""
+_LEAST_MEMORY, _MEMORY_GROWTH = 2**29, 16
+"""The same of a child that decodes one."""
+_LEAST_CPU_SECONDS, _BYTES_PER_CPU_SECOND = 20, 2**22
+
 _log = logging.getLogger(__name__)
+_child, _reading = Confined(__name__), threading.Lock()
+atexit.register(_child.close)
 
 
 class DamagedPartError(Exception):
@@ -49,15 +66,97 @@ def read_part(path: Path, schema: pa.Schema) -> pa.Table:
         DamagedPartError: The bytes are not those of a part that was written.
         OSError: The file is not there, or the disk does not give it.
     """
-    content = pa.BufferReader(path.read_bytes())
     try:
-        file = pq.ParquetFile(content, page_checksum_verification=True)
+        content = read_regular_file(path, most_bytes=_MOST_BYTES)
+    except DamagedFileError as error:
+        raise DamagedPartError(str(error)) from error
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         table = _conformed(file.read(use_threads=False), schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a wrong checksum is an OSError
         raise DamagedPartError(f"{path.name}: {error}") from error
     if len(table) != file.metadata.num_rows:
         raise DamagedPartError(f"{path.name}: {len(table)} rows instead of {file.metadata.num_rows}")
     return table
+
+
+def read_parts(paths: Sequence[Path], schema: pa.Schema) -> tuple[pa.Table, list[Path]]:
+    """Read parts that may be a stranger's, whatever memory and time they would take.
+
+    What a part unpacks to shows only while it is: a dictionary may stand for one long text in every row, a few bytes for a
+    billion list items, and some damage ends the process. So a confined child reads them, all at once; where it does not come
+    through, halves of them, down to the part that it fails at.
+
+    Args:
+        paths: The parts.
+        schema: The table's columns.
+
+    Returns:
+        The rows of all parts in their order, and the parts that cannot be read, or are far larger than any that was written.
+    """
+    try:
+        with _reading:
+            return _read_in_child(paths, schema)
+    except ConfinedError:
+        if len(paths) == 1:
+            return schema.empty_table(), list(paths)
+    middle = len(paths) // 2
+    first, second = read_parts(paths[:middle], schema), read_parts(paths[middle:], schema)
+    return pa.concat_tables([first[0], second[0]]), [*first[1], *second[1]]
+
+
+def _read_in_child(paths: Sequence[Path], schema: pa.Schema) -> tuple[pa.Table, list[Path]]:
+    if not paths:
+        return schema.empty_table(), []
+    num_bytes = sum(map(_bytes_on_disk, paths))
+    answer, content = _child.ask(
+        {"paths": [os.path.abspath(path) for path in paths], "schema": b64encode(schema.serialize()).decode()},  # noqa: PTH100
+        memory_bytes=_LEAST_MEMORY,
+        cpu_seconds=_LEAST_CPU_SECONDS + num_bytes // _BYTES_PER_CPU_SECOND,
+        most_bytes=_most_decoded(num_bytes) * len(paths),
+    )
+    with pa.ipc.open_stream(content) as stream:
+        return stream.read_all(), [paths[index] for index in answer["damaged"]]
+
+
+def answer(question: Mapping[str, Any]) -> Answer:
+    """Answer as a confined child: the rows of the parts `paths` in a `schema`, and the numbers of the `damaged` ones."""
+    schema = pa.ipc.read_schema(pa.py_buffer(b64decode(question["schema"])))
+    tables, damaged = [schema.empty_table()], []
+    for number, path in enumerate(map(Path, question["paths"])):
+        try:
+            bound_memory(_LEAST_MEMORY + _MEMORY_GROWTH * _bytes_on_disk(path))
+            table = read_part(path, schema)
+            if table.get_total_buffer_size() > _most_decoded(_bytes_on_disk(path)):
+                raise DamagedPartError(f"{path.name} has far more rows than bytes.")  # noqa: TRY301 - as any other damage
+            tables.append(table)
+        except (DamagedPartError, OSError, MemoryError):
+            damaged.append(number)
+    bound_memory(_LEAST_MEMORY + 3 * sum(table.get_total_buffer_size() for table in tables))
+    rows = pa.concat_tables(tables).combine_chunks()
+    counted = pa.MockOutputStream()
+    _write_stream(counted, rows)
+    content = pa.allocate_buffer(counted.size())
+    _write_stream(pa.FixedSizeBufferWriter(content), rows)
+    return {"damaged": damaged}, memoryview(content)
+
+
+def _write_stream(sink: pa.NativeFile, rows: pa.Table) -> None:
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """Count what a file really has: one without content may say that it has petabytes."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def _most_decoded(num_bytes: int) -> int:
+    return _LEAST_DECODED + _MOST_GROWTH * num_bytes
 
 
 class SharedParts:

@@ -6,11 +6,13 @@ Ray's other files are pickles, which run whatever they hold when they are read.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tune_lung.errors import InputError
-from tune_lung.files import MOST_JSON_BYTES, DamagedFileError, read_regular_file
+from tune_lung.files import DamagedFileError, read_regular_file
 from tune_lung.results.imported import ForeignSearch, ForeignTrial
 from tune_lung.results.ledger import Row
 from tune_lung.results.schema import TrialStatus, table_schema
@@ -20,6 +22,10 @@ _SCORES = ("selection_score", "val_macro_recall", "val_micro_recall", "val_loss"
 _FIRST_MOMENT, _LAST_MOMENT = 1, 10**11  # in seconds: from 1970 into the year 5138
 _EPOCH_COLUMNS = tuple(name for name in table_schema("epochs", ()).names if name not in ("trial_id", "epoch"))
 _FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds")
+_READ_NAMES = dict.fromkeys((*_SCORES, *_EPOCH_COLUMNS, *_FACT_COLUMNS, "epoch", "training_iteration", "done", "timestamp"))
+"""What is read of a result; all of them are numbers."""
+_MOST_PARAMS_BYTES, _MOST_RESULTS_BYTES, _MOST_RESULTS = 2**20, 64 * 2**20, 1_000_000
+"""Of one trial: a larger file is none of Ray's, whose results take some KB an epoch."""
 
 _Results = Sequence[Mapping[str, Any]]
 
@@ -112,36 +118,37 @@ def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
 def _results(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a trial's results; a killed trial may have left its last one torn."""
     results: list[dict[str, Any]] = []
-    for line in _text_of(path).splitlines():
+    for line in islice(BytesIO(_content(path, most_bytes=_MOST_RESULTS_BYTES)), _MOST_RESULTS):
         result = _parsed(line)
         if result is None:
             break
-        results.append(result)
+        results.append({name: result[name] for name in _READ_NAMES if type(result.get(name)) in (bool, int, float)})
     return results
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
-    return _parsed(_text_of(path))
+    return _parsed(_content(path, most_bytes=_MOST_PARAMS_BYTES))
 
 
-def _text_of(path: Path) -> str:
-    """Read a file; one that is not there, or no regular one, is empty."""
+def _content(path: Path, *, most_bytes: int) -> bytes:
+    """Read a file; nothing comes of one that is not there, no regular one, or larger than any of Ray's."""
     try:
-        return _text(read_regular_file(path, most_bytes=MOST_JSON_BYTES).decode(errors="replace"))
+        return read_regular_file(path, most_bytes=most_bytes)
     except (OSError, DamagedFileError):
-        return ""
+        return b""
 
 
-def _text(text: str) -> str:
-    return text.encode(errors="replace").decode()
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
+def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        content = json.loads(text)
+        content = json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _text(name: str) -> str:
+    """Return a name that can be written; bytes that are not UTF-8 are replaced."""
+    return name.encode(errors="replace").decode()
 
 
 def _is_number(value: object) -> bool:

@@ -14,7 +14,7 @@ from tune_lung.errors import InputError
 from tune_lung.printable import in_one_line
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
-from tune_lung.results.parts import DamagedPartError, read_part
+from tune_lung.results.parts import read_parts
 from tune_lung.results.row_rules import has_good_rows, trials_of
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
 
@@ -106,18 +106,14 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _read_table(name: str, parts_found: Sequence[Path], classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
     schema = table_schema(name, classes)
-    found: dict[Path, pa.Table] = {}
-    for path in parts_found:
-        try:
-            found[path] = read_part(path, schema)
-        except (DamagedPartError, OSError):
-            damaged.append(f"{name}/{path.name}")
-    table = pa.concat_tables([schema.empty_table(), *found.values()])
+    table, bad = read_parts(parts_found, schema)
     if not has_good_rows(name, table, classes):  # all at once, for that is cheap; which part it is matters only now
+        found = {path: read_parts([path], schema)[0] for path in parts_found if path not in bad}
         for path in _bad_parts(name, found, classes):
-            damaged.append(f"{name}/{path.name}")
+            bad.append(path)
             del found[path]
         table = pa.concat_tables([schema.empty_table(), *found.values()])
+    damaged += [f"{name}/{path.name}" for path in bad]
     frame: pd.DataFrame = _by_trial(table).to_pandas(types_mapper=_NULLABLE.get)
     return frame
 

@@ -32,7 +32,7 @@ from tune_lung.data.cache import Cache, content_key
 from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
-from tune_lung.files import plain_json, read_regular_file
+from tune_lung.files import check_regular_file, check_safetensors_file, plain_json, read_regular_file
 from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
 from tune_lung.models.network import Network, network_outline
 from tune_lung.models.precision import autocast
@@ -49,8 +49,9 @@ _BATCH_SIZE = 128
 _KIND = "features"
 _DESCRIPTION = "features.json"
 _STATISTICS = "statistics.safetensors"
+_MOST_DESCRIPTION_BYTES = 2**20
+_MOST_STATISTICS_BYTES = 2**28
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MOST_DESCRIPTION_BYTES = 100_000
 _ROOM_TO_LEAVE = 0.05
 """Share of the disk that features never take."""
 
@@ -117,7 +118,7 @@ class PrefixFeatures:
             return cls(
                 train_NHWC=_mapped(folder, "train", content),
                 validation_NHWC=_mapped(folder, "validation", content),
-                statistics=load_file(folder / _STATISTICS),
+                statistics=_statistics(folder / _STATISTICS),
                 seconds=content["seconds"],
             )
         except (OSError, ValueError, SafetensorError) as error:
@@ -296,8 +297,14 @@ def _write_part(path: Path, source: _Source, part: OpenPart, job: TrainingJob) -
     return [num_images, *shape]
 
 
+def _statistics(path: Path) -> dict[str, Tensor]:
+    check_safetensors_file(path, most_bytes=_MOST_STATISTICS_BYTES)
+    return load_file(path)
+
+
 def _mapped(folder: Path, part: OpenPart, content: _FeaturesShape) -> Tensor:
     shape, dtype = content["shapes"][part], _DTYPES[content["precision"]]
-    if math.prod(shape) * dtype.itemsize != content["files"].get(part):
-        raise ValueError(f"{part} is not as large as its shape says.")
+    check_regular_file(folder / part)
+    if math.prod(shape) * dtype.itemsize != (folder / part).stat().st_size:  # to read behind a file's end ends the process
+        raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
     return torch.from_file(str(folder / part), shared=False, size=math.prod(shape), dtype=dtype).view(shape)

@@ -11,7 +11,7 @@ import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ from tune_lung.scratch import ScratchFolder
 from tune_lung.shapes import Count, ListOf, Text, WrongShapeError, require_shape
 from tune_lung.space import Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace, Uniform
 from tune_lung.strategy import Objective, recorded_objectives
+from tune_lung.tuning.proposals.database_copies import sound_copy
 from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, outcome_of
 
 _MANIFEST = "tune_lung_manifest"
@@ -91,7 +92,7 @@ def read_study(path: Path, name: str | None = None) -> RecordedRun:
         InputError: It is no file of Optuna's, it holds no such study or several, or nothing in it can be read as a trial.
     """
     try:
-        with ScratchFolder() as folder, _storage(_copied(path, folder.path)) as storage:
+        with ScratchFolder() as folder, _storage(sound_copy(path, folder.path)) as storage:
             found = _FoundStudy.of(optuna.load_study(study_name=_study_name(storage, path, name), storage=storage))
     except InputError:
         raise
@@ -281,25 +282,6 @@ def _frozen_trial(
 
 def _objectives(run: Run) -> tuple[Objective, ...]:
     return recorded_objectives(run.manifest["strategy"])
-
-
-def _copied(path: Path, folder: Path) -> Path:
-    """Copy a database as sqlite sees it, with what still lies in its journal.
-
-    Raises:
-        InputError: It is larger than any study, or holds more than tables: views and triggers compute when they are read.
-    """
-    if path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"'{path.name}' is larger than any study of Optuna ({_MOST_BYTES // 10**9} GB).")
-    copy = folder / "study.db"
-    with (
-        closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as source,
-        closing(sqlite3.connect(copy)) as target,
-    ):
-        if source.execute("SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')").fetchone()[0]:
-            raise InputError(f"'{path.name}' holds more than the tables of a study. Export it anew with Optuna.")
-        source.backup(target)
-    return copy
 
 
 def _study_name(storage: RDBStorage, path: Path, name: str | None) -> str:
