@@ -18,7 +18,7 @@ from tune_lung.data.phantoms import write_phantoms
 
 from tests.faults.forgeries import FORGED_DATA, FORGED_RUNS, FORGED_STUDIES, FORGED_WEIGHTS, forge_orders
 from tests.faults.search_process import SAMPLED_SPACE, environment_of, searched
-from tests.faults.world import World, commands_for_a_run
+from tests.faults.world import World, commands_for_a_run, forge_manifest
 from tests.faults.world import world as world  # a fixture
 
 pytestmark = pytest.mark.faults
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.faults
 def test_a_forged_run_gives_no_orders(world: World, undisturbed: Path, forge: Callable[[Path, World], None]) -> None:
     run = world.theirs / "runs" / "run"
     shutil.copytree(undisturbed, run)
-    shutil.copytree(undisturbed, world.theirs / "runs" / "sound")
+    forge_manifest(shutil.copytree(undisturbed, world.theirs / "runs" / "sound"), name="sound")
     (world.theirs / "evil.pt").write_bytes(world.payload)
     (world.own / "sampled.py").write_text(SAMPLED_SPACE)
     forge(run, world)
@@ -141,7 +141,7 @@ def test_a_forged_working_directory_is_not_imported_from(world: World, undisturb
     (theirs / "matplotlibrc").write_text("backend: module://rich\n")
     shutil.copytree(undisturbed, theirs / "run")
     arguments = {
-        "search": ["--space", "cnn_architecture", "--samples", "1", "--image-size", "32", "--limit", "80", "--max-epochs", "1"],
+        "search": ["--set", "model=cnn", "--set", "padding=same", "--image-size", "32", "--limit", "80", "--max-epochs", "1"],
         "data": ["phantoms", "drawn", "--images", "40"],
         "report": ["run"],
         "runs": ["list", "."],

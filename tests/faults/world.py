@@ -114,7 +114,9 @@ class World:
 
     def assert_unharmed(self) -> None:
         """Nothing of the user's has changed, nothing of the stranger's was executed, nothing was joined."""
-        assert self._snapshot() == self._before
+        now = self._snapshot()
+        changed = sorted(path for path in now.keys() | self._before.keys() if now.get(path) != self._before.get(path))
+        assert not changed, changed
         assert list(self.proof.iterdir()) == []
         assert set(self.addresses) <= {None}
         self.listener.setblocking(False)
@@ -152,8 +154,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             yield
 
         monkeypatch.setattr(search_flow, "ray_session", no_ray)
-        for name, folder in (("HOME", made.home), ("XDG_CACHE_HOME", made.own / "cache"), ("XDG_STATE_HOME", made.own / "state")):
-            monkeypatch.setenv(name, str(folder))
+        monkeypatch.setenv("HOME", str(made.home))
+        for kind in ("cache", "config", "state"):  # matplotlib keeps its settings in the second
+            monkeypatch.setenv(f"XDG_{kind.upper()}_HOME", str(made.own / kind))
         monkeypatch.setenv("COLUMNS", "100")
         monkeypatch.chdir(made.working)
         modules = set(sys.modules)
