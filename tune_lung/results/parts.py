@@ -24,6 +24,9 @@ from tune_lung.results.layout import RunPaths
 MOST_TRIALS = 16
 """Trials that share a part at most. With 100 epochs each, to replace it takes about 2 ms, and 10,000 trials make 660 parts."""
 
+_MEASURED_SINCE = {"concurrent_trials": "started"}
+"""Columns that versions before 3 filled with what was asked for, each with one that came when it was measured first."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ def read_part(path: Path, schema: pa.Schema) -> pa.Table:
 
     Args:
         path: The part.
-        schema: The table's columns; those that a part of an older version lacks are null.
+        schema: The table's columns; those that a part of an older version lacks, or did not measure, are null.
 
     Raises:
         DamagedPartError: The bytes are not those of a part that was written.
@@ -122,7 +125,7 @@ class SharedParts:
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Bring a part of an older version to today's columns: those it lacks are null."""
+    """Bring a part of an older version to today's columns: those it lacks, or did not measure, are null."""
     if table.schema.equals(schema):
         return table
     names = table.column_names
@@ -131,6 +134,7 @@ def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     is_renamed = bool(lacking and unknown) and table.schema.metadata == schema.metadata
     if is_renamed or len(set(names)) < len(names):
         raise pa.ArrowInvalid(f"the columns {', '.join(names)}")
+    lacking |= {name for name, measured_with in _MEASURED_SINCE.items() if measured_with in lacking}
     columns = [
         pa.nulls(len(table), field.type) if field.name in lacking else table[field.name].cast(field.type) for field in schema
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
 from tune_lung.results.reader import Run, plain_rows
-from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.checkpoints import DamagedCheckpointError, load
@@ -74,11 +74,17 @@ def earlier_attempts(
     settled = [record for record in records if record.plan.trial_id in begun and record.has_all_epochs_to_its_stop]
     for record in settled:
         order += 1
-        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order)
+        moment = record.epochs[-1].get("ended")  # its last epoch was its end
+        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order, moment=moment)
     numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
     return EarlierAttempts(
-        records=records, settled=settled, loose_decisions=decisions, num_decisions=max(numbers, default=0), order=order
+        records=records,
+        settled=settled,
+        loose_decisions=decisions,
+        num_decisions=max(numbers, default=0),
+        order=order,
+        own_seconds={TimePart(row["part"]): row["seconds"] for row in plain_rows(run.profile) if "trial_id" not in row},
     )
 
 
@@ -86,7 +92,7 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
     """Read back a trial's row of the table `trials`."""
     return TrialRecord(
         plan=plan,
-        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=row["concurrent_trials"]),
+        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=1),
         status=TrialStatus(row["status"]),
         stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
         failure=row.get("failure"),
@@ -94,6 +100,11 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
         attempts=row["attempts"],
         proposed_order=row.get("proposed_order", 0),
         ended_order=row.get("ended_order"),
+        started=row.get("started"),
+        has_unnoted_start="started" not in row,
+        ended=row.get("ended"),
+        slot=row.get("slot"),
+        concurrent_trials=row.get("concurrent_trials"),
         facts={name: row.get(name) for name in FACT_COLUMNS},
         test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
     )

@@ -26,6 +26,7 @@ from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.run_profile import RunProfile
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
@@ -91,7 +92,7 @@ def run_search(
         searched_seconds=ownership.searched_seconds,
     )
     opened = make_trackers(trackers, recorder, setup.run_root)
-    started = time.monotonic()
+    profile = RunProfile(ledger, recorder, before=before or {}, earlier=earlier.own_seconds) if setup.profile else None
     ownership.start_searching(strategy.time_budget_seconds)
     try:
         with view:
@@ -102,20 +103,21 @@ def run_search(
                 setup,
                 resources,
                 recorder,
-                callbacks=[view, *opened],
+                callbacks=[view, *opened, *([] if profile is None else [profile])],
                 earlier=earlier,
                 searched_seconds=ownership.searched_seconds,
             )
     finally:
+        idle_seconds = 0.0 if profile is None else profile.idle_seconds()
         if recorder.halted_by is None:
             recorder.flush()
+            if profile is not None:
+                profile.write(idle_seconds=idle_seconds)
     ownership.stop_searching()
     trained = time.monotonic()
     _evaluate(recorder, strategy, setup, resources, ledger)
-    if setup.profile:
-        slot_seconds = resources.max_concurrent * (trained - started)
-        own = {TimePart.IDLE: max(0.0, slot_seconds - recorder.busy_seconds()), TimePart.EVALUATION: time.monotonic() - trained}
-        ledger.write_run_profile({"part": part, "seconds": seconds} for part, seconds in {**(before or {}), **own}.items())
+    if profile is not None:
+        profile.write(idle_seconds=idle_seconds, evaluation_seconds=time.monotonic() - trained)
     return recorder.records
 
 
@@ -184,7 +186,8 @@ def train(
             ),
         )
         try:
-            tuner.fit()
+            with recorder.slots.counting_workers():
+                tuner.fit()
         except Exception:
             if recorder.halted_by is None:
                 raise

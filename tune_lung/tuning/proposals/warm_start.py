@@ -8,13 +8,14 @@ best point is tried first and its score is measured anew.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from optuna.trial import TrialState
 
 from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, checked_value
 from tune_lung.errors import InputError
-from tune_lung.results.reader import Run, plain_rows
+from tune_lung.results.reader import Run, in_order_of_proposal, plain_rows
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.space_changes import space_changes
@@ -58,8 +59,8 @@ def known_trials(earlier: Run, space: SearchSpace, strategy: Strategy, setup: Se
         setup: Says what each point would train now.
 
     Returns:
-        Every finished point that the new search would train the same, told as the mean of its repeats; of the others each
-        cell's best one, marked as not comparable.
+        Every finished point that the new search would train the same, told as the mean of its repeats, in the order of their
+        proposal; of the others each cell's best one, marked as not comparable.
 
     Raises:
         InputError: The run is not compatible.
@@ -81,6 +82,8 @@ def lessons_as_json(known: Sequence[KnownTrial]) -> dict[str, Any]:
             "state": trial.state.name,
             "objective_values": None if trial.objective_values is None else list(trial.objective_values),
             "scores": [[epoch, score] for epoch, score in trial.scores.items()],
+            "started": None if trial.started is None else trial.started.isoformat(),
+            "ended": None if trial.ended is None else trial.ended.isoformat(),
             "is_comparable": trial.is_comparable,
         }
         for trial in known
@@ -98,10 +101,16 @@ def lessons_from_json(content: Mapping[str, Any], space: SearchSpace) -> list[Kn
             state=TrialState[trial["state"]],
             objective_values=None if trial["objective_values"] is None else tuple(trial["objective_values"]),
             scores={int(epoch): score for epoch, score in trial["scores"]},
+            started=_moment(trial.get("started")),
+            ended=_moment(trial.get("ended")),
             is_comparable=trial["is_comparable"],
         )
         for trial in content["trials"]
     ]
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def lesson(known: Sequence[KnownTrial], earlier: Run) -> str:
@@ -146,21 +155,27 @@ class _Point:
         """Tell it as a study hears of it; seeds are not compared, so with repeats there are no scores by epoch."""
         outcomes = [outcome_of(TrialStatus(row["status"]), objective_values(row, objectives)) for row in self.rows]
         state, values = outcome_of_repeats(outcomes)
+        starts, ends = ([row[name] for row in self.rows if name in row] for name in ("started", "ended"))
         return KnownTrial(
             cell=self.cell,
             values=self.values,
             state=state,
             objective_values=values,
             scores=scores.get(self.rows[0]["trial_id"], {}) if len(self.rows) == 1 else {},
+            started=min(starts, default=None),
+            ended=max(ends, default=None),
             is_comparable=self.is_comparable,
         )
 
 
 def _finished_points(earlier: Run, space: SearchSpace, setup: SearchSetup) -> list[_Point]:
-    """Group the trials by cell and sampled values; a point of which a trial still runs is not finished."""
+    """Group the trials by cell and sampled values, in the order of their proposal.
+
+    A point of which a trial still runs is not finished.
+    """
     cells = {cell.name: cell for cell in space.cells()}
     rows_by_point: dict[tuple[str, tuple[PointValue, ...]], list[dict[str, Any]]] = defaultdict(list)
-    for row in plain_rows(earlier.trials):
+    for row in in_order_of_proposal(earlier.trials):
         cell = cells.get(row["cell"])
         if cell is not None and cell.axes.keys() <= row.keys():
             rows_by_point[cell.name, tuple(checked_value(name, row[name]) for name in cell.axes)].append(row)
