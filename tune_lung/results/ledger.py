@@ -19,7 +19,7 @@ import pyarrow as pa
 from tune_lung.errors import InputError
 from tune_lung.files import DamagedFileError, read_json_with_digest, write_json_with_digest
 from tune_lung.results.layout import TABLES, RunPaths
-from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
+from tune_lung.results.parts import DamagedPartError, SharedParts, bring_up_to_date, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
 
 _log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ class Ledger:
         for table in TABLES:
             if not ledger._is_whole(table, ledger.paths.schema_part(table).stem):
                 write_part(ledger.paths.schema_part(table), ledger._schema(table).empty_table())
+            for found in ledger.paths.parts(table):
+                bring_up_to_date(found, ledger._schema(table))
         return ledger
 
     @cached_property

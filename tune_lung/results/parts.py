@@ -63,6 +63,20 @@ def read_part(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def bring_up_to_date(path: Path, schema: pa.Schema) -> None:
+    """Give a part of an older version today's columns: pandas reads a folder by the columns of the first part it meets.
+
+    A damaged part is left to whoever reads it.
+    """
+    try:
+        if pq.read_schema(path).names == schema.names:
+            return
+        content = read_part(path, schema)
+    except (pa.ArrowException, DamagedPartError, OSError):
+        return
+    write_part(path, content)
+
+
 class SharedParts:
     """One table's parts, for the one process that writes them."""
 
