@@ -152,7 +152,7 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return int(getattr(interrupt, "exit_status", 130))
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
-        sys.stderr.write(f"error: {error}. The log above has its traceback. Mend it, and begin a new run.\n")
+        sys.stderr.write(f"error: {error}\n")
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")

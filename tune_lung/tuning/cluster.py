@@ -1,13 +1,21 @@
 """Ray's start and end, and what its nodes offer."""
 
 import logging
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tune_lung.errors import InputError
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
+_UNITS = 10_000
+"""Ray counts resources in whole parts of so many a CPU or GPU."""
 
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a run leaves the machine
@@ -129,9 +137,55 @@ def plan_resources(
     return Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=min(num_trials, max_concurrent or slots))
 
 
-def _slots(node: dict[str, float], *, cpus: float, gpus: float) -> int:
-    by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
+def trials_a_gpu(gpus_per_trial: float) -> int:
+    """Count the trials that share one GPU, as Ray divides it; 1 where a trial takes whole ones."""
+    return max(1, _UNITS // _in_units(gpus_per_trial))
+
+
+def _slots(node: Mapping[str, float], *, cpus: float, gpus: float) -> int:
+    """Count the trials that a node has room for, as Ray counts: in whole units, and no share of a trial spans two GPUs."""
+    by_cpu = _in_units(node.get("CPU", 0.0)) // _in_units(cpus)
+    if not gpus:
+        return by_cpu
+    offered, wanted = _in_units(node.get("GPU", 0.0)), _in_units(gpus)
+    if wanted >= _UNITS:
+        return min(by_cpu, offered // wanted)
+    whole, rest = divmod(offered, _UNITS)
+    return min(by_cpu, whole * (_UNITS // wanted) + rest // wanted)
+
+
+def _in_units(quantity: float) -> int:
+    """Round as Ray does; quotients of floating-point numbers are off by one where it matters: 1 // 0.2 is 4."""
+    return math.floor(quantity * _UNITS + 0.5)
+
+
+def nodes_at(address: str | None) -> set[str]:
+    """Name the node that lives at an address, as Ray does; none where no node, or more than one, does."""
+    import ray
+
+    found = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address}
+    return found if len(found) == 1 else set()
+
+
+def placement_elsewhere(placement: "PlacementGroupFactory", unfit: Collection[str]) -> "PlacementGroupFactory | None":
+    """Ask for the same resources on other nodes.
+
+    Args:
+        placement: What a trial asks for.
+        unfit: Names of the nodes that it is to avoid.
+
+    Returns:
+        The same on any node but those; None where no other node that is there has room for it.
+    """
+    import ray
+    from ray.tune import PlacementGroupFactory
+
+    needs = placement.required_resources
+    others = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in unfit]
+    if not any(_slots(node, cpus=needs["CPU"], gpus=needs.get("GPU", 0.0)) for node in others):
+        return None
+    selector = {"ray.io/node-id": f"!in({','.join(sorted(unfit))})"}
+    return PlacementGroupFactory(placement.bundles, bundle_label_selector=[selector] * len(placement.bundles))
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,7 +74,7 @@ def run_search(
     Raises:
         InputError: A tracker cannot be opened, and nothing was trained; or a disk is full, and the ledger holds all that
             was reported.
-        SearchHaltedError: The first trials have all failed with a bug.
+        SearchHaltedError: The first trials have all failed with what the others would meet too.
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     earlier = earlier or EarlierAttempts()
@@ -148,7 +148,7 @@ def train(
 
     Raises:
         InputError: A disk is full, or the run cannot be written.
-        SearchHaltedError: The first trials have all failed with a bug.
+        SearchHaltedError: The first trials have all failed with what the others would meet too.
     """
     search = StudySearch(
         studies,
