@@ -31,7 +31,7 @@ from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
 from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
 from tune_lung.models.network import Network, network_outline
-from tune_lung.models.precision import autocast
+from tune_lung.models.precision import arithmetic_of, autocast
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_gain import prefix_gain
 
@@ -187,7 +187,7 @@ def _content(job: TrainingJob) -> dict[str, Any]:
     return {
         "version": FEATURES_VERSION,
         "torch": torch.__version__,
-        "device": "cpu" if job.device.type == "cpu" else torch.cuda.get_device_name(job.device),
+        "device": arithmetic_of(job.device),
         "model": network.model,
         "frozen_blocks": network.frozen_blocks,
         "start": weights.sha256 or f"random {job.network_seed}",

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tune_lung.errors import InputError
 
@@ -137,6 +137,11 @@ def plan_resources(
     return Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=min(num_trials, max_concurrent or slots))
 
 
+def has_room(node: Mapping[str, float], *, cpus: float, gpus: float) -> bool:
+    """Whether a node with these resources holds a trial."""
+    return _slots(node, cpus=cpus, gpus=gpus) > 0
+
+
 def trials_a_gpu(gpus_per_trial: float) -> int:
     """Count the trials that share one GPU, as Ray divides it; 1 where a trial takes whole ones."""
     return max(1, _UNITS // _in_units(gpus_per_trial))
@@ -177,15 +182,40 @@ def placement_elsewhere(placement: "PlacementGroupFactory", unfit: Collection[st
     Returns:
         The same on any node but those; None where no other node that is there has room for it.
     """
-    import ray
     from ray.tune import PlacementGroupFactory
 
     needs = placement.required_resources
-    others = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in unfit]
-    if not any(_slots(node, cpus=needs["CPU"], gpus=needs.get("GPU", 0.0)) for node in others):
-        return None
-    selector = {"ray.io/node-id": f"!in({','.join(sorted(unfit))})"}
-    return PlacementGroupFactory(placement.bundles, bundle_label_selector=[selector] * len(placement.bundles))
+    selector = _label_selector(unfit, cpus=needs["CPU"], gpus=needs.get("GPU", 0.0))
+    return PlacementGroupFactory(placement.bundles, bundle_label_selector=[selector]) if selector else None
+
+
+def task_options(*, cpus: float, gpus: float, unfit: Collection[str] = ()) -> dict[str, Any]:
+    """Lay out what `ray.remote` makes a task of with a trial's resources.
+
+    A task with a GPU has a process of its own: one that served another task before would keep the CUDA context, and the
+    memory, of the GPU that it saw first. Ray knows that by itself only where it is told of the GPU by `ray.remote`, and
+    forgets it in `options`.
+
+    Args:
+        cpus: Of the task.
+        gpus: Of the task.
+        unfit: Names of nodes to avoid, as long as another one that is there has room.
+    """
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}
+    if gpus:
+        options["max_calls"] = 1
+    selector = _label_selector(unfit, cpus=cpus, gpus=gpus)
+    return options | ({"label_selector": selector} if selector else {})
+
+
+def _label_selector(unfit: Collection[str], *, cpus: float, gpus: float) -> dict[str, str]:
+    """Select all nodes but some; none are left out where no other one that is there has room."""
+    import ray
+
+    others = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in unfit] if unfit else []
+    if not any(has_room(node, cpus=cpus, gpus=gpus) for node in others):
+        return {}
+    return {"ray.io/node-id": f"!in({','.join(sorted(unfit))})"}
 
 
 def _first_line(error: BaseException) -> str:

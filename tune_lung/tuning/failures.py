@@ -42,7 +42,7 @@ _MEMORY = re.compile(
 """What torch, CUDA and its libraries, numpy and the system say of memory that they cannot have."""
 
 _GPU = re.compile(
-    r"torch cannot use the GPU|no NVIDIA driver|NVIDIA driver on your system is too old|No CUDA GPUs are available"
+    r"no NVIDIA driver|NVIDIA driver on your system is too old|No CUDA GPUs are available"
     r"|no CUDA-capable device|CUDA driver version is insufficient|CUDA driver initialization failed|cudaGetDeviceCount"
     r"|not compiled with CUDA|unsupported display driver|system not yet initialized|device\(s\) is/are busy or unavailable"
     r"|no kernel image is available|unsupported toolchain|forward compatibility was attempted|uncorrectable|GPU is lost"
@@ -66,6 +66,7 @@ _REFUSALS = (
 """Reasons for which a system refuses a file that is there on other nodes: rights, mounts, network, disk."""
 _FILE = re.compile("|".join(rf"\[Errno {number}\]|{re.escape(os.strerror(number))}" for number in _REFUSALS))
 
+_OURS = "tune_lung."
 _BAD_DATA = ("OtherImagesError", "StoreDamagedError", "FeaturesDamagedError")
 _NO_ROOM_MARKS = (
     *("[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded", "NoRoomError"),
@@ -95,7 +96,10 @@ _HANDLED = "During handling of the above exception, another exception occurred:"
 _CHAINED = re.compile(rf"^({re.escape(_CAUSED)}|{re.escape(_HANDLED)})$", re.MULTILINE)
 _NAMED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)(?:\(\w+\))?(?::\s|:?$)")
 
-_PATH = re.compile(r"(?P<quote>['\"])(?P<quoted>/(?:(?!(?P=quote)).)+)(?P=quote)|(?<![\w.])(?:/[^\s'\"<>:,()]+)+")
+_PATH = re.compile(
+    r"(?P<manual>https?://(?:[\w-]+\.)*(?:nvidia\.com|pytorch\.org)[\w/.#-]*)"
+    r"|(?P<quote>['\"])(?P<quoted>/(?:(?!(?P=quote)).)+)(?P=quote)|(?<![\w.])(?:/[^\s'\"<>:,()]+)+"
+)
 _SOURCE = re.compile(r".*(?:tune_lung|site-packages|python3\.\d+)/(.+\.py)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WHERE = re.compile(r"ray::[^\n]*?\(pid=\d+, ip=(?P<ip>[^\s,)]+)[^\n]*\)$", re.MULTILINE)
@@ -125,15 +129,22 @@ class _Raised(NamedTuple):
     def line(self) -> str:
         """What a traceback's last line would say, were its text one line long."""
         first = next((line.strip() for line in self.message.splitlines() if line.strip()), "")
+        if first and self.name.startswith(_OURS):
+            return first  # our own texts are whole sentences
         return f"{self.name}: {first}" if first else self.name
+
+    @property
+    def own_name(self) -> str:
+        """The name of its type without the module's."""
+        return self.name.rpartition(".")[2]
 
     @property
     def kind(self) -> FailureKind | None:
         """The sort of failure that it is by itself; None where that cannot be told."""
-        own_name, whole = self.name.rpartition(".")[2], f"{self.name}: {self.message}"
-        if own_name in _BAD_DATA:
+        whole = f"{self.name}: {self.message}"
+        if self.own_name in _BAD_DATA:
             return FailureKind.BAD_DATA
-        if own_name.endswith("MemoryError") or _MEMORY.search(whole):
+        if self.own_name.endswith("MemoryError") or _MEMORY.search(whole):
             return FailureKind.OUT_OF_MEMORY
         if _WORKER_GONE.search(whole) or _NODE_GONE.search(whole):
             return _kind_of_loss(whole)
@@ -142,13 +153,13 @@ class _Raised(NamedTuple):
     @property
     def fault_of_node(self) -> str | None:
         """What its node lacks, as the beginning of a sentence; None where it tells of no such thing."""
-        if self.name.rpartition(".")[2] == "InputError":
+        if self.own_name == "InputError":
             return "its node lacks what the driver's has"  # the driver has looked at the same before
         if _INSTALLATION.search(f"{self.name}: {self.message}"):
             return "its node lacks a part of the installation"
-        if _GPU.search(self.message):
+        if self.own_name == "UnusableGpuError" or _GPU.search(self.message):
             return "its node's GPU cannot be used"
-        is_refused = self.name in ("PermissionError", "FileNotFoundError") or _FILE.search(self.message)
+        is_refused = self.own_name in ("PermissionError", "FileNotFoundError") or _FILE.search(self.message)
         return "its node cannot use a file or folder" if is_refused else None
 
 
@@ -189,6 +200,12 @@ def line_of(kind: FailureKind, text: str) -> str:
     return f"{kind}: {without_paths(told)}"
 
 
+def text_of(error: Exception) -> str:
+    """Lay out an error as Ray keeps what a trial raised: its traceback where Ray gives one, else its name and what it says."""
+    told, module = str(error), type(error).__module__
+    return told if '  File "' in told else f"{'' if module == 'builtins' else f'{module}.'}{type(error).__name__}: {told}"
+
+
 def address_in(text: str) -> str | None:
     """Find the address of the node on which a traceback of Ray's was made; None where it tells none."""
     found = _WHERE.search(_COLOUR.sub("", text))
@@ -202,6 +219,8 @@ def without_paths(text: str) -> str:
 
 
 def _shortened(found: re.Match[str]) -> str:
+    if found["manual"]:
+        return found[0]
     quote, path = found["quote"] or "", found["quoted"] or found[0]
     source = _SOURCE.search(path)
     return f"{quote}.../{source[1]}{quote}" if source else f"{quote}...{quote}"
@@ -217,7 +236,7 @@ def _sorted(text: str) -> tuple[FailureKind, _Raised | None]:
         return _kind_of_loss(plain), None
     raised = _raised(plain)
     for one in raised:
-        is_absence = one.name == "FileNotFoundError" and one is not raised[-1]
+        is_absence = one.own_name == "FileNotFoundError" and one is not raised[-1]
         if one.kind is not None and not is_absence:
             return one.kind, one
     if raised:

@@ -22,6 +22,7 @@ from tune_lung.strategy import Strategy
 from tune_lung.training.checkpoints import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import Failure
 from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
@@ -201,6 +202,9 @@ def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resour
     for plan, predictions in evaluate_sealed([record.plan for record in chosen], best_epochs, setup, resources):
         if isinstance(predictions, DamagedCheckpointError):
             _log.warning("Trial %s (%s) is not tested. %s", plan.trial_id, plan.cell, predictions)
+            continue
+        if isinstance(predictions, Failure):
+            _log.warning("Trial %s (%s) is not tested: %s. --resume tests it", plan.trial_id, plan.cell, predictions.text)
             continue
         ledger.write_predictions(plan.trial_id, predictions)
         recorder.add_test_scores(plan.trial_id, _test_scores(predictions, ledger.classes))
