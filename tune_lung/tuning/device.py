@@ -12,6 +12,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Of glibc's malloc.h."""
 _NEVER_TRIM = -1
 
+GPU_CONTEXT_BYTES = 600_000_000
+"""What a process takes of a GPU beside what torch counts: the driver's context, and the kernels of torch and its libraries. An
+assumption, on the large side; tests/device measures it."""
+
 
 class UnusableGpuError(RuntimeError):
     """Ray has given a GPU that torch cannot use."""

@@ -171,7 +171,7 @@ def kind_of(text: str, *, silent_seconds: float, hang_seconds: float) -> Failure
         silent_seconds: Time since the trial's last report.
         hang_seconds: Time without a finished batch after which a worker ends itself.
     """
-    kind = _sorted(text)[0] if text else FailureKind.LOST_WORKER
+    kind = _sorted(text) if text else FailureKind.LOST_WORKER
     if kind is FailureKind.LOST_WORKER and silent_seconds >= hang_seconds:
         return FailureKind.HUNG
     return kind
@@ -179,8 +179,8 @@ def kind_of(text: str, *, silent_seconds: float, hang_seconds: float) -> Failure
 
 def is_for_lack_of_room(text: str) -> bool:
     """Whether a traceback ends with a full disk."""
-    told = [raised.line for raised in _raised(text)] or [_last_line(text)]
-    return any(mark in line for mark in _NO_ROOM_MARKS for line in told)
+    told = [f"{raised.name}: {raised.message}" for raised in _raised(text)] or [_last_line(text)]
+    return any(mark in one for mark in _NO_ROOM_MARKS for one in told)
 
 
 def has_traceback(kind: FailureKind) -> bool:
@@ -226,23 +226,18 @@ def _shortened(found: re.Match[str]) -> str:
     return f"{quote}.../{source[1]}{quote}" if source else f"{quote}...{quote}"
 
 
-def _sorted(text: str) -> tuple[FailureKind, _Raised | None]:
-    """Name a failure's kind, and the exception that tells it: the first cause of all that has a kind of its own.
+def _sorted(text: str) -> FailureKind:
+    """Name a failure's kind: that of the first cause of all that has one of its own.
 
-    A file that is not there is no cause of what was made of it: what a damaged store is for lack of a file is damaged.
+    A file that is not there is no cause of what was made of it: a store that lacks a file is damaged.
     """
     plain = _COLOUR.sub("", text)
     if _CREATION not in plain and _WORKER_GONE.search(plain):
-        return _kind_of_loss(plain), None
+        return _kind_of_loss(plain)
     raised = _raised(plain)
-    for one in raised:
-        is_absence = one.own_name == "FileNotFoundError" and one is not raised[-1]
-        if one.kind is not None and not is_absence:
-            return one.kind, one
-    if raised:
-        return FailureKind.BUG, raised[-1]
-    kind = _Raised("", plain).kind
-    return kind or FailureKind.BUG, None
+    telling = [one for one in raised if one.own_name != "FileNotFoundError" or one is raised[-1]]
+    kinds = [one.kind for one in telling] if raised else [_Raised(name="", message=plain).kind]
+    return next((kind for kind in kinds if kind is not None), FailureKind.BUG)
 
 
 def _kind_of_loss(text: str) -> FailureKind:

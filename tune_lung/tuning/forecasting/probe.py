@@ -24,17 +24,18 @@ from tune_lung.config import CnnConfig, PointValue, ResNetConfig, TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import OpenPart, Part, PixelStore
 from tune_lung.errors import InputError
-from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
+from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame, stored_tensors
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import load_changing_state, network_outline
 from tune_lung.results.schema import FailureKind
 from tune_lung.space import Cell
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints, load
 from tune_lung.training.fit import EpochResult, fit
+from tune_lung.training.inputs import bytes_kept_on_gpu
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import features_bytes, features_key, has_features, has_room_for_features, settle_prefix
 from tune_lung.tuning.cluster import task_options
-from tune_lung.tuning.device import claim_device
+from tune_lung.tuning.device import GPU_CONTEXT_BYTES, claim_device
 from tune_lung.tuning.failures import kind_of, line_of, text_of
 from tune_lung.tuning.forecasting.forecast import TrialCost
 from tune_lung.tuning.plan import SearchSetup
@@ -242,6 +243,7 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
     validation_share = _num_images(full, "validation") / _num_images(job, "validation")
     share = _num_images(full, "train", "validation") / _num_images(job, "train", "validation")
     on_gpu, uses_features = job.device.type == "cuda", first.prefix_seconds is not None
+    gpu_bytes = torch.cuda.get_device_properties(job.device).total_memory if on_gpu else 0
     features_seconds = first.prefix_seconds or 0.0
     not_start = first.epoch_seconds + first.validation_seconds + checkpoints.seconds_of_first() + features_seconds
     settle_seconds = 0.0 if uses_features else _settle_seconds(job)
@@ -256,9 +258,40 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
         last_seconds=fmean(checkpoints.last_seconds),
         test_seconds=_test_seconds(job, checkpoints, num_images=full.store.num_images["test"]),
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        gpu_memory_bytes=torch.cuda.max_memory_reserved(job.device) if on_gpu else 0,
-        gpu_bytes=torch.cuda.get_device_properties(job.device).total_memory if on_gpu else 0,
+        gpu_memory_bytes=gpu_bytes_of(
+            full,
+            job,
+            uses_features=uses_features,
+            reserved_bytes=torch.cuda.max_memory_reserved(job.device),
+            gpu_bytes=gpu_bytes,
+        )
+        if on_gpu
+        else 0,
+        gpu_bytes=gpu_bytes,
     )
+
+
+def gpu_bytes_of(full: TrainingJob, few: TrainingJob, *, uses_features: bool, reserved_bytes: int, gpu_bytes: int) -> int:
+    """Count the GPU memory of a trial by what a few images took: all its images, or features, may lie there, and a context.
+
+    Args:
+        full: The trial.
+        few: The same over a few images.
+        uses_features: Whether it trains on features.
+        reserved_bytes: Most that torch took for the few.
+        gpu_bytes: All memory of the GPU.
+    """
+    all_kept, few_kept = (
+        bytes_kept_on_gpu(_train_bytes(job, uses_features=uses_features), free_bytes=gpu_bytes) for job in (full, few)
+    )
+    return reserved_bytes + all_kept - few_kept + GPU_CONTEXT_BYTES
+
+
+def _train_bytes(job: TrainingJob, *, uses_features: bool) -> int:
+    """Count the bytes of what batches are taken from: features of the training images, or their pixels and masks."""
+    if uses_features:
+        return features_bytes(job) * _num_images(job, "train") // _num_images(job, "train", "validation")
+    return sum(values.nbytes for values in stored_tensors(job.train, job.transform()) if values is not None)
 
 
 def _small_job(full: TrainingJob, cache: Cache, folder: Path) -> TrainingJob:
