@@ -139,3 +139,14 @@ def test_a_cells_best_trial_whose_checkpoint_is_damaged_is_trained_again(run: Pa
     earlier, _, _, _ = resumed(run)
     changed = {record.plan.trial_id for record in earlier.records if record.status is TrialStatus.RUNNING}
     assert changed == {best, *trials.loc[trials["status"] == "running", "trial_id"]}
+
+
+def test_a_trial_whose_nodes_were_unfit_is_tried_again_and_one_with_a_bug_is_not(run: Path) -> None:
+    found = read_run(run)
+    first, *others = found.trials.loc[found.trials["status"] == "failed", "trial_id"]
+    kinds = {first: "unfit_node"} | dict.fromkeys(others, "bug")
+    found.trials["failure_kind"] = found.trials["trial_id"].map(kinds)
+    earlier = earlier_attempts(found, SPACE, strategy_of(), setup_of(run.parent), is_time_left=True)
+    statuses = {record.plan.trial_id: record.status for record in earlier.records}
+    assert statuses[first] is TrialStatus.RUNNING
+    assert {statuses[trial_id] for trial_id in others} == {TrialStatus.FAILED}

@@ -166,6 +166,8 @@ def _in_units(quantity: float) -> int:
 
 def nodes_at(address: str | None) -> set[str]:
     """Name the node that lives at an address, as Ray does; none where no node, or more than one, does."""
+    if address is None:
+        return set()
     import ray
 
     found = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address}

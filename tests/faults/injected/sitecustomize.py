@@ -5,7 +5,8 @@ Trackers that no fault test uses are hidden: Ray imports every one that it finds
 `TUNE_LUNG_FAULT` holds JSON: `do` it at the `at`-th time, or each time where that is 0, that a process brings a file whose name
 matches `file` to the disk, between its writing and its renaming; with `once`, a path, at most once in all processes. `kill
 driver` and `kill self` are SIGKILL; `freeze` hangs; `fill memory` takes 8 GiB and waits to be ended; `spoil the loss`
-makes it `value` in every trial that the process begins afterwards; the others raise.
+makes it `value` in every trial that the process begins afterwards; `wait` waits for the file `note`; the others raise.
+`refuse` is another sort: no file whose name matches can be opened, for the reason `errno`, and `note` is made when it is tried.
 """
 
 import fnmatch
@@ -41,6 +42,10 @@ if _fault is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif _fault["do"] == "freeze":
             time.sleep(600)
+        elif _fault["do"] == "wait":
+            until = time.monotonic() + 120
+            while not os.path.exists(_fault["note"]) and time.monotonic() < until:  # noqa: PTH110 - as little as can be
+                time.sleep(0.1)
         elif _fault["do"] == "run out of memory":
             bytearray(1 << 60)
         elif _fault["do"] == "fill memory":
@@ -63,4 +68,12 @@ if _fault is not None:
                 _act()
         _fsync(file)
 
-    os.fsync = _fsync_with_fault
+    def _refuse(event: str, given: tuple[object, ...]) -> None:
+        if event == "open" and fnmatch.fnmatch(str(given[0]), _fault["file"]):
+            os.close(os.open(_fault["note"], os.O_CREAT))
+            raise OSError(_fault["errno"], os.strerror(_fault["errno"]), given[0])
+
+    if _fault["do"] == "refuse":
+        sys.addaudithook(_refuse)
+    else:
+        os.fsync = _fsync_with_fault
