@@ -98,7 +98,7 @@ def _summed(answered: Sequence["ray.ObjectRef[DeviceFacts]"], *, num_silent: int
             if kind in (FailureKind.OUT_OF_MEMORY, FailureKind.LOST_NODE):
                 num_silent += 1  # others fill it just now, or it is gone
             else:
-                faults.append(line_of(kind, text).partition(": ")[2].removesuffix("."))
+                faults.append(line_of(kind, text).removeprefix(f"{kind}: ").removesuffix("."))
     return Survey(devices=tuple(devices), faults=tuple(faults), num_silent=num_silent, on_gpus=on_gpus)
 
 

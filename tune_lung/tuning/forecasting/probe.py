@@ -173,7 +173,8 @@ def _result_of(reference: Any, slots: int) -> Any:
         text = text_of(error)
         kind = kind_of(text, silent_seconds=0.0, hang_seconds=math.inf)
         if kind is FailureKind.UNFIT_NODE:
-            raise InputError(f"A trial cannot be trained here: {line_of(kind, text)}. Mend that.") from error
+            fault = line_of(kind, text).removeprefix(f"{kind}: ").removesuffix(".")
+            raise InputError(f"A trial cannot be trained here: {fault}. Mend that.") from error
         if kind in (FailureKind.OUT_OF_MEMORY, FailureKind.LOST_WORKER):
             raise InputError(
                 f"A probe's process died, most likely for want of memory: {slots} trials ran at once. Lower --max-concurrent,"
