@@ -1,9 +1,9 @@
 """Reading image files of which any may be hostile, by several threads, in a bounded memory and time.
 
 What decoding costs follows from the pixels alone in a PNG or JPEG file of modest size and common make: those are decoded by
-the thread that wants them. Any other file may be made to cost far more than it shows, as a JPEG file of thousands of scans, a
-TIFF file whose tags all hold the same megabytes, numbers written out in letters. So a confined child decodes it, and is ended
-when it takes too long. All images that are being decoded share one memory.
+the thread that wants them. Any other file may be made to cost far more than it shows, as a JPEG file of thousands of scans or
+segments, or an image written out in letters. So a confined child decodes it, and is ended when it takes too long. All images
+that are being decoded share one memory.
 """
 
 import os
