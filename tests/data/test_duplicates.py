@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tune_lung.data import duplicates
 from tune_lung.data.duplicates import duplicate_groups, near_duplicate_pairs, perceptual_hashes, thumbnail
 
 from tests.data.conftest import texture
@@ -85,3 +86,14 @@ def test_six_thousand_images_are_compared_in_seconds():
     started = time.process_time()
     assert near_duplicate_pairs(thumbnails)[0].tolist() == [[10, 4000]]
     assert time.process_time() - started < 10
+
+
+def test_of_images_that_are_all_alike_the_closest_pairs_are_kept(monkeypatch):
+    alike = np.array([thumbnail(texture(1))] * 40)
+    pairs, correlations = near_duplicate_pairs(alike)
+    assert len(pairs) == 40 * 39 // 2
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 50)
+    monkeypatch.setattr(duplicates, "_DISTANCES_AT_ONCE", 80)
+    some, of_some = near_duplicate_pairs(alike)
+    assert np.array_equal(some, pairs[:50])
+    assert np.array_equal(of_some, correlations[:50])

@@ -1,3 +1,5 @@
+import os
+
 import openpyxl
 import pytest
 from PIL import Image
@@ -57,3 +59,22 @@ def test_mismatches_count_absent_images_and_images_without_row(folder):
     write_table(folder / "COVID.metadata.xlsx", [("FILE NAME", "URL"), ("COVID-1", "a"), ("COVID-2", "b"), ("COVID-3", "c")])
     (mismatch,) = metadata_mismatches(scan(folder))
     assert (mismatch.rows_without_image, mismatch.images_without_row) == (2, 1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("cell", ["XFD1048576", "XFD100000"])
+def test_a_table_that_claims_more_cells_than_memory_holds_ends_no_process(folder, cell):
+    # 5 KB; its reader takes memory for all cells up to the last one, and aborts where there is none.
+    book = openpyxl.Workbook()
+    book.active["A1"], book.active[cell] = "FILE NAME", "x"
+    path = folder / "COVID.metadata.xlsx"
+    book.save(path)
+    write_table(folder / "Normal.metadata.xlsx", [("FILE NAME", "URL"), ("NORMAL-1", "a")])
+    assert not read_metadata(path).readable
+    assert sources_by_path(scan(folder)) == {"Normal/Normal-1.png": "a", "COVID/COVID-1.png": None}
+
+
+@pytest.mark.timeout(60)
+def test_a_table_that_is_a_pipe_is_not_waited_for(folder):
+    os.mkfifo(folder / "COVID.metadata.xlsx")
+    assert not read_metadata(folder / "COVID.metadata.xlsx").readable

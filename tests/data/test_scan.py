@@ -156,3 +156,16 @@ def test_scan_refuses_a_folder_that_is_split_already(tmp_path):
     put(tmp_path, "train/A/1.png", "test/A/2.png")
     with pytest.raises(InputError, match=r"already split \(test, train\)"):
         scan(tmp_path)
+
+
+def test_folders_may_lie_deeper_than_python_calls_itself(tmp_path):
+    folder = tmp_path / "A"
+    folder.mkdir()
+    for _ in range(600):
+        folder /= "d"
+        folder.mkdir()
+    for path in (folder / "deep.png", tmp_path / "A" / "d" / "e.png"):
+        path.touch()
+    (tmp_path / "B").mkdir()
+    (tmp_path / "B" / "b.png").touch()
+    assert [image.path.name for image in scan(tmp_path).images] == ["deep.png", "e.png", "b.png"]

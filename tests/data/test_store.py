@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -108,3 +109,20 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     description.write_text(json.dumps(json.loads(description.read_text()) | {"version": 0}))
     with pytest.raises(StoreDamagedError, match="another version"):
         PixelStore.open(tmp_path / "store")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["store.json", "train.npy", "train_index.npz"])
+def test_a_store_of_pipes_is_damaged(tmp_path, name):
+    store_of(tmp_path / "store", decoded())
+    (tmp_path / "store" / name).unlink()
+    os.mkfifo(tmp_path / "store" / name)
+    with pytest.raises(StoreDamagedError, match="damaged"):
+        PixelStore.open(tmp_path / "store").part("train")
+
+
+def test_an_index_that_is_packed_is_none_of_ours(tmp_path):
+    store = store_of(tmp_path / "store", decoded())
+    np.savez_compressed(tmp_path / "store" / "train_index.npz", labels=np.zeros(10**7, np.int64), has_mask=[], image_ids=[])
+    with pytest.raises(StoreDamagedError, match="damaged"):
+        store.part("train")

@@ -1,5 +1,7 @@
 import hashlib
+import io
 import pickle
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -243,3 +245,32 @@ def test_weights_trained_on_natural_images_load(pretrained_weights):
     assert sources["resnet18"].sha256.startswith("54392c53")
     for model, source in sources.items():
         assert all(tensor.isfinite().all() for tensor in load_backbone(source, model).values())
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["archive", "before 1.6"])
+def test_a_pickle_that_asks_for_gigabytes_is_refused(tmp_path, is_old):
+    # bytearray(8 GB): 60 bytes that torch's own check lets pass.
+    call = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (8 * 10**9).to_bytes(5, "little") + b"\x85R."
+    path = tmp_path / "weights.pth"
+    if is_old:
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})) + call)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", call)
+            archive.writestr("a/version", "3")
+    refused(path, r"it calls builtins bytearray")
+
+
+def test_weights_that_unpack_to_more_than_their_size_are_refused(tmp_path):
+    stored, path = io.BytesIO(), tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.zeros(10**6)}, stored)
+    with zipfile.ZipFile(stored) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert path.stat().st_size < 10**5
+    refused(path, "it is packed")
+
+
+def test_weights_saved_before_torch_1_6_are_read(tmp_path, resnet18_state):
+    torch.save(resnet18_state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert load_backbone(resolve_weights(str(tmp_path / "old.pth"), ["resnet18"])["resnet18"], "resnet18")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -283,3 +284,9 @@ def test_without_flock_the_lock_moves_with_the_run(tmp_path: Path, monkeypatch: 
     own.release()
     with pytest.warns(UserWarning, match="flock"), Ownership.claim(tmp_path / "run") as own:
         assert own.attempt == 2
+
+
+@pytest.mark.timeout(20)
+def test_an_owner_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(RunPaths(tmp_path).ownership)
+    assert read_owner(RunPaths(tmp_path)) is None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tune_lung.results import parts
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
+from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, read_parts, write_part
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import table_schema
 
@@ -337,3 +337,67 @@ def test_a_shared_part_of_an_older_version_gets_todays_columns_when_it_is_writte
         "b", pa.Table.from_pylist([{"trial_id": "b", "epoch": 2}], schema=table_schema("epochs", CLASSES))
     )
     assert pd.read_parquet(root / "epochs" / "a.parquet")["epoch"].to_dict() == {0: 1, 1: 2}
+
+
+LONG = 1_000_000
+BOMBS = {
+    "one long text in every row": (pa.table({"trial_id": pa.array(["x" * LONG] * 3000)}), {"data_page_size": 2**30}),
+    "a billion bytes in a page": (pa.table({"trial_id": ["x" * 10**8] * 3}), {"compression": "zstd", "use_dictionary": False}),
+    "texts that grow": (
+        pa.table({"trial_id": ["x" * LONG] * 300}),
+        {"use_dictionary": False, "column_encoding": {"trial_id": "DELTA_BYTE_ARRAY"}},
+    ),
+    "millions of nulls": (pa.table({"trial_id": pa.nulls(20_000_000, pa.string())}), {}),
+    "a long list": (
+        pa.table({"channels": pa.ListArray.from_arrays(pa.array([0, 10**7], pa.int32()), pa.nulls(10**7, pa.int32()))}),
+        {},
+    ),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_part_that_unpacks_to_gigabytes_is_damaged(root, name):
+    Ledger(root).write_trial({"trial_id": "good", "cell": "cnn", "model": "cnn", "status": "running"})
+    table, options = BOMBS[name]
+    path = root / "trials" / "bomb.parquet"
+    pq.write_table(table, path, **options)
+    assert path.stat().st_size < 400_000
+    rows, damaged = read_parts([path, root / "trials" / "good.parquet"], table_schema("trials", CLASSES))
+    assert damaged == [path]
+    assert rows["trial_id"].to_pylist() == ["good"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "device", "terabytes", "nothing"])
+def test_a_part_that_is_no_file_of_ours_is_damaged(root, kind):
+    path = root / "epochs" / "a.parquet"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "terabytes":
+        with path.open("wb") as file:
+            file.truncate(2**42)
+    schema = table_schema("epochs", CLASSES)
+    assert read_parts([path], schema) == (schema.empty_table(), [path])
+    with pytest.raises((DamagedPartError, FileNotFoundError)):
+        read_part(path, schema)
+
+
+def test_of_many_parts_the_one_that_ends_the_child_is_found(root, monkeypatch):
+    ledger = Ledger(root)
+    for number in range(5):
+        ledger.write_epochs(str(number), epochs(1))
+    found = RunPaths(root).parts("epochs")
+    read = parts._read_in_child
+
+    def ends_at(paths: Sequence[Path], schema: pa.Schema) -> tuple:
+        if found[2] in paths:
+            raise parts.ConfinedError("ended", is_over_bounds=False)
+        return read(paths, schema)
+
+    monkeypatch.setattr(parts, "_read_in_child", ends_at)
+    rows, damaged = read_parts(found, table_schema("epochs", CLASSES))
+    assert damaged == [found[2]]
+    assert rows["trial_id"].to_pylist() == [path.stem for path in found if path not in damaged and path.stem != "schema"]

@@ -1,6 +1,7 @@
 """Old results folders of Ray Tune: json is read, everything else is left alone."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tune_lung.errors import InputError
+from tune_lung.results import ray_results
 from tune_lung.results.imported import run_of
 from tune_lung.results.ray_results import read_ray_results
 from tune_lung.results.schema import TrialStatus
@@ -152,3 +154,27 @@ def test_a_folder_without_trials_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match="'photos' is no results folder of Ray Tune: none of the folders in it"):
         read_ray_results(tmp_path / "photos")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["params.json", "result.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "terabytes"])
+def test_a_trial_whose_files_have_no_end_is_left_out(tmp_path: Path, name: str, kind: str) -> None:
+    write_trial(tmp_path / "good", {"learning_rate": 0.1}, results_of(0.5))
+    path = write_trial(tmp_path / "bad", {"learning_rate": 0.1}, results_of(0.5)) / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**42)
+    found = read_ray_results(tmp_path)
+    assert [trial.name for trial in found.trials] == ["good"]
+    assert found.notes == ("Left out 1 of 2 trials without a readable result",)
+
+
+def test_of_a_result_only_numbers_that_are_used_are_kept(tmp_path: Path) -> None:
+    write_trial(tmp_path / "a", {"learning_rate": 0.1}, [{**result, "config": ["x"] * 1000} for result in results_of(0.5)])
+    assert "config" not in ray_results._results(tmp_path / "a" / "result.json")[0]

@@ -1,5 +1,6 @@
 """Checkpoints that are whole, verified or refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def test_the_state_before_last_is_kept(tmp_path: Path) -> None:
 
 def test_there_is_nothing_to_go_on_from_in_an_empty_folder(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).newest() == Resumable()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["pipe", "device", "header"])
+def test_a_checkpoint_without_end_is_damaged(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "best.safetensors"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:  # names of millions of tensors without values: the library makes an object of each
+        header = b"{" + b'"a":{},' * 4_000_000
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(DamagedCheckpointError, match=r"no regular file|header of more than"):
+        load(path)

@@ -1,6 +1,7 @@
 """Runs as Optuna files and back: nothing lost, nothing invented, nothing executed."""
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -393,3 +394,63 @@ def test_exchanging_studies_loads_no_ray_and_no_torch() -> None:
     code = "import sys, tune_lung.tuning.proposals.optuna_files; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert not set(done.stdout.split()) & {"ray", "torch", "torchvision"}
+
+
+ENDLESS = "with recursive c(x) as (select 1 union all select x + 1 from c) select x as trial_id, x as number from c"
+HOSTILE = {
+    "a view without end": ["alter table trials rename to t", f"create view trials as {ENDLESS}"],
+    "a trigger": ["create trigger a after insert on trials begin delete from trials; end"],
+    "a column that is computed": ["alter table trials add column x text as (hex(zeroblob(100000000)))"],
+    "a text in every row": [f"alter table trials add column x text default '{'x' * 100_000}'"],
+    "an index of a program": ["create virtual table x using fts5(y)"],
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_database_that_is_more_than_tables_is_refused(own_file: Path, name: str) -> None:
+    with sqlite3.connect(own_file) as database:
+        for statement in HOSTILE[name]:
+            database.execute(statement)
+    database.close()
+    with pytest.raises(InputError, match=r"can be read \(it holds more than tables\)"):
+        read_study(own_file)
+
+
+@pytest.mark.timeout(60)
+def test_a_database_of_pages_that_hold_each_other_is_refused(tmp_path: Path) -> None:
+    make_study(tmp_path / "study.db").add_trial(foreign_trial(TrialState.COMPLETE, 0.5))
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("create table filler (x text)")
+        database.executemany("insert into filler values (?)", [("x" * 500,)] * 2000)
+        (root,) = database.execute("select rootpage from sqlite_master where name = 'filler'").fetchone()
+        (size,) = database.execute("pragma page_size").fetchone()
+    database.close()
+    content = bytearray((tmp_path / "study.db").read_bytes())
+    page = (root - 1) * size
+    assert content[page] == 5  # an inner page: each of its cells names a child
+    for cell in range(int.from_bytes(content[page + 3 : page + 5])):
+        place = page + int.from_bytes(content[page + 12 + 2 * cell : page + 14 + 2 * cell])
+        content[place : place + 4] = content[page + 8 : page + 12]
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises(InputError, match="its pages are damaged"):
+        read_study(tmp_path / "study.db")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("beside", ["", "-wal", "-journal"])
+def test_a_database_of_pipes_is_not_waited_for(own_file: Path, beside: str) -> None:
+    path = own_file.with_name(own_file.name + beside)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="no regular file"):
+        read_study(own_file)
+
+
+def test_a_database_with_more_rows_than_a_search_is_refused(own_file: Path) -> None:
+    many = "with recursive c(x) as (select 1 union all select x + 1 from c limit 4100000) select * from c"
+    with sqlite3.connect(own_file) as database:
+        database.execute(f"create table filler as {many}")
+    database.close()
+    with pytest.raises(InputError, match=r"it has 41\d{5} rows"):
+        read_study(own_file)
