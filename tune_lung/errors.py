@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from tune_lung.interrupts import unwound_by_signals
 from tune_lung.printable import in_one_line
 
 _MOST_SHOWN = 120
@@ -66,7 +67,8 @@ def exit_status(command: Callable[[], int]) -> int:
         Ctrl-C, 143 after SIGTERM.
     """
     try:
-        return command()
+        with unwound_by_signals():
+            return command()
     except InputError as error:
         sys.stderr.write(f"error: {in_one_line(error)}\n")
         return 2

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from tune_lung.errors import InputError, exit_status
 from tune_lung.files import shown_path
+from tune_lung.interrupts import end_if_interrupted
 from tune_lung.printable import in_one_line
 from tune_lung.screen import Screen, say
 from tune_lung.working_folder import away_from_it
@@ -195,4 +196,4 @@ def _counts(numbers: "Counter[str]") -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_if_interrupted(main()))

@@ -12,7 +12,7 @@ from tune_lung.config import Split
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
-from tune_lung.interrupts import interruptible
+from tune_lung.interrupts import Interruption, interruptible
 from tune_lung.printable import in_one_line
 from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
@@ -160,13 +160,14 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         SupersededError: Another search has taken the run over; nothing more of this one is in it.
     """
     ledger, root = supervised.ledger, supervised.setup.run_root
+    interruption = Interruption()
     try:
-        with interruptible():
+        with interruptible() as interruption:
             records = _run(supervised, console)
-    except KeyboardInterrupt as interrupt:  # an Interrupted, or what Ray makes of one
+    except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
         _write_end(ledger, "interrupted")
         say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
-        return int(getattr(interrupt, "exit_status", 130))
+        return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
         sys.stderr.write(f"error: {in_one_line(error)}. The log above has its traceback. Mend it, and begin a new run.\n")

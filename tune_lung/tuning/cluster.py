@@ -3,7 +3,10 @@
 import logging
 import os
 import secrets
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -75,14 +78,36 @@ def _ray_session(address: str, *, folder: Path | None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    with neutral_folder(parent=None if folder is None else str(folder)) as working:
-        _begin(address, working=working, folder=folder)
+    with neutral_folder(parent=None if folder is None else str(folder)) as working, _told_when_interrupted():
+        with _own_sigterm():
+            _begin(address, working=working, folder=folder)
         # Tune names failed trials at the end: the recorder does, at once.
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _told_when_interrupted() -> Iterator[None]:
+    """Say that Ray is being stopped: it takes its processes a second or two to end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopping Ray.\n")
+        raise
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would have it end the process with a status of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _begin(address: str, *, working: str, folder: Path | None) -> None:
