@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune_lung.errors import InputError
+from tune_lung.interrupts import Interrupted
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
 from tune_lung.working_folder import neutral_folder
 
@@ -105,6 +106,8 @@ def _own_sigterm() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as error:  # Ray's handler, while Ray starts
+        raise Interrupted(signal.SIGTERM) if error.code == signal.SIGTERM else error from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
