@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -162,17 +162,21 @@ def serve(module: str) -> None:
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)  # what a library prints is no answer
         for line in sys.stdin.buffer:
-            allowed = json.loads(line)
-            bound_memory(allowed["memory_bytes"])
-            _bound_time(allowed["cpu_seconds"])
-            content = b""
-            try:
-                values, content = answer(allowed["question"])
-            except MemoryError:
-                values = None
-            pipe.write(json.dumps([len(content), values]).encode() + b"\n")
-            pipe.write(content)
-            pipe.flush()
+            _answer_one(json.loads(line), answer, pipe)  # nothing of an answer stays while the next question is waited for
+
+
+def _answer_one(allowed: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], Answer], pipe: BinaryIO) -> None:
+    bound_memory(allowed["memory_bytes"])
+    _bound_time(allowed["cpu_seconds"])
+    values: Mapping[str, Any] | None
+    content: bytes | memoryview = b""
+    try:
+        values, content = answer(allowed["question"])
+    except MemoryError:
+        values = None
+    pipe.write(json.dumps([len(content), values]).encode() + b"\n")
+    pipe.write(content)
+    pipe.flush()
 
 
 def bound_memory(num_bytes: int) -> None:

@@ -117,7 +117,9 @@ class GreyReader:
             with self._room.held(wanted + beside_bytes) as held:
                 memory_bytes = _HEADER_BYTES + min(wanted, held)
                 decoded, pixels = _answer(child, {}, memory_bytes=memory_bytes, most_bytes=width * height)
-                yield GreyImage(image=Image.frombytes("L", (width, height), pixels), stored_mode=decoded["mode"])
+                yield GreyImage(
+                    image=Image.frombuffer("L", (width, height), pixels, "raw", "L", 0, 1), stored_mode=decoded["mode"]
+                )
 
     @contextmanager
     def _child(self) -> Iterator[Confined]:

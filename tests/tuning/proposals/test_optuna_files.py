@@ -396,7 +396,10 @@ def test_exchanging_studies_loads_no_ray_and_no_torch() -> None:
     assert not set(done.stdout.split()) & {"ray", "torch", "torchvision"}
 
 
-ENDLESS = "with recursive c(x) as (select 1 union all select x + 1 from c) select x as trial_id, x as number from c"
+ENDLESS = (
+    "with recursive c(x) as (select 1 union all select x + 1 from c) select x as trial_id, x as number, 1 as study_id,"
+    " 'COMPLETE' as state, null as datetime_start, null as datetime_complete from c"
+)
 HOSTILE = {
     "a view without end": ["alter table trials rename to t", f"create view trials as {ENDLESS}"],
     "a trigger": ["create trigger a after insert on trials begin delete from trials; end"],
