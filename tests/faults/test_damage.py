@@ -45,7 +45,8 @@ def copied(cut_short: Path, tmp_path: Path) -> Path:
 
 
 def resumed(folder: Path) -> str:
-    return searched("--resume", str(folder / "run"), "--cache", str(folder / "cache"))
+    """Resume a copy of the run: what was remembered of the run, one trial at once, was so where it lay."""
+    return searched("--resume", str(folder / "run"), "--cache", str(folder / "cache"), "--max-concurrent", "1")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
