@@ -16,7 +16,7 @@ from importlib import import_module
 
 from tune_lung import __version__
 from tune_lung.errors import InputError, did_you_mean, exit_status
-from tune_lung.interrupts import end_if_interrupted
+from tune_lung.interrupts import end_process
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,4 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(end_if_interrupted(main(program="python -m tune_lung")))
+    end_process(main(program="python -m tune_lung"))

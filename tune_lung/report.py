@@ -10,12 +10,11 @@ if __name__ == "__main__":  # before anything else is imported
     begin_command()
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tune_lung.errors import exit_status
-from tune_lung.interrupts import end_if_interrupted
+from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen
 from tune_lung.working_folder import away_from_it
 
@@ -52,4 +51,4 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(end_if_interrupted(main()))
+    end_process(main())

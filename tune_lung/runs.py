@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before anything else is imported
 
 import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.text import Text
 
 from tune_lung.errors import InputError, exit_status
 from tune_lung.files import shown_path
-from tune_lung.interrupts import end_if_interrupted
+from tune_lung.interrupts import end_process
 from tune_lung.printable import in_one_line
 from tune_lung.screen import Screen, say
 from tune_lung.working_folder import away_from_it
@@ -196,4 +195,4 @@ def _counts(numbers: "Counter[str]") -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(end_if_interrupted(main()))
+    end_process(main())

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tune_lung.errors import exit_status
 from tune_lung.files import shown_path
-from tune_lung.interrupts import end_if_interrupted
+from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen, say
 from tune_lung.search_options import check_resources, check_trackers, search_parser
 from tune_lung.space_files import load_space, shipped_space_files, space_question
@@ -104,4 +104,4 @@ def _reporter(options: argparse.Namespace, console: Console) -> "Callable[[Ledge
 
 
 if __name__ == "__main__":
-    sys.exit(end_if_interrupted(main()))
+    end_process(main())

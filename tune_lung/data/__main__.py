@@ -29,7 +29,7 @@ from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
 from tune_lung.files import DamagedFileError, sha256_of_file
-from tune_lung.interrupts import end_if_interrupted
+from tune_lung.interrupts import end_process
 from tune_lung.printable import in_one_line
 from tune_lung.threads import Threads
 
@@ -272,4 +272,4 @@ def _progress() -> Iterator[Progress]:
 
 
 if __name__ == "__main__":
-    sys.exit(end_if_interrupted(main()))
+    end_process(main())

@@ -68,13 +68,13 @@ def best_of(plan: TrialPlan, setup: SearchSetup, epoch: int | None) -> Checkpoin
 def evaluate_sealed(
     plans: Sequence[TrialPlan], best_epochs: Mapping[str, int], setup: SearchSetup, resources: Resources
 ) -> Iterator[tuple[TrialPlan, pd.DataFrame | DamagedCheckpointError]]:
-    """Evaluate several trials as Ray tasks, each with a trial's resources.
+    """Evaluate several trials as Ray tasks, each with a trial's resources, and as many at once as trials.
 
     Args:
         plans: The trials.
         best_epochs: The epoch of each trial's best checkpoint.
         setup: Their run.
-        resources: What each gets.
+        resources: What each gets, and how many may run at once.
 
     Yields:
         Each trial with its predictions, in the order given, or what is wrong with its checkpoint.
@@ -84,11 +84,13 @@ def evaluate_sealed(
     """
     task = ray.remote(_predictions_or_damage).options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
     shared = ray.put(setup)
-    pending = [task.remote(plan, shared, best_epochs.get(plan.trial_id)) for plan in plans]
-    for plan, reference in zip(plans, pending, strict=True):
-        while not ray.wait([reference], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+    pending: list[ray.ObjectRef[pd.DataFrame | DamagedCheckpointError]] = []
+    for number, plan in enumerate(plans):
+        for begun in plans[len(pending) : number + resources.max_concurrent]:
+            pending.append(task.remote(begun, shared, best_epochs.get(begun.trial_id)))
+        while not ray.wait([pending[number]], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
             setup.check_attempt()
-        yield plan, ray.get(reference)
+        yield plan, ray.get(pending[number])
 
 
 def _predictions_or_damage(plan: TrialPlan, setup: SearchSetup, best_epoch: int | None) -> pd.DataFrame | DamagedCheckpointError:
