@@ -29,7 +29,7 @@ from tune_lung.search_options import bytes_of, seconds_of
 from tune_lung.search_request import SearchRequest
 from tune_lung.search_supervision import Supervised, opened_ledger, supervise
 from tune_lung.space import SearchSpace
-from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session
+from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session, room_on_nodes
 from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.room import warnings_of_room
 from tune_lung.tuning.plan import DataRequest, SearchSetup
@@ -197,7 +197,7 @@ def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resourc
     lines = [
         f"{'Synthetic X-rays' if prepared.synthetic else 'X-rays'}: {parts}; {len(prepared.classes)} classes;"
         f" {setup.run.image_size} px; protocol {setup.run.protocol}",
-        f"{request.strategy.num_trials(request.space)} trials, {resources.max_concurrent} at once, each with"
+        f"{request.strategy.num_trials(request.space)} trials, {_at_once(resources, request.options.max_concurrent)}, each with"
         f" {resources.cpus_per_trial:g} CPU" + (f" and {resources.gpus_per_trial:g} GPU" if resources.gpus_per_trial else ""),
     ]
     reasons = images["excluded_reason"].dropna()
@@ -206,6 +206,16 @@ def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resourc
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         lines.insert(1, f"{left_out.sum()} files left out ({counts}); the run's table images names them")
     return lines
+
+
+def _at_once(resources: Resources, wish: int | None) -> str:
+    """Say how many trials the nodes that are there now hold at once, and what was asked for where that is more."""
+    if not resources.may_grow:
+        return f"{resources.max_concurrent} at once" + (f" ({wish} asked for)" if (wish or 0) > resources.max_concurrent else "")
+    room = room_on_nodes(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
+    now = min(room.free, resources.max_concurrent)
+    more = f", up to {resources.max_concurrent} as there is room" if now < resources.max_concurrent else ""
+    return f"{now} at once now{more}"
 
 
 def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) -> list[KnownTrial]:

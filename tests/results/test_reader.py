@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -13,10 +14,11 @@ from tune_lung.errors import InputError
 from tune_lung.results import parts
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.reader import read_run
+from tune_lung.results.reader import plain_rows, read_run
 from tune_lung.results.schema import table_schema
 
 from tests.fabricated_run import CLASSES, write_fabricated_run
+from tests.tuned_run import as_version_2, write_tuned_run
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,46 @@ def test_a_part_of_an_older_version_reads_with_nulls(root):
     row = read_run(root).epochs.set_index("trial_id").loc["old"]
     assert row["epoch"] == 1
     assert pd.isna(row["train_loss"])
+
+
+def test_decisions_come_in_the_order_in_which_they_were_taken(root):
+    ledger = Ledger(root)
+    numbers = {"za": (4, 1), "zb": (3,), "zc": (2, 5)}
+    for trial_id, own in numbers.items():
+        ledger.write_decisions([{"decision": number, "trial_id": trial_id, "verdict": "continue"} for number in own])
+    decisions = read_run(root).decisions
+    assert decisions["decision"].to_list() == [1, 2, 3, 4, 5]
+    assert decisions["trial_id"].to_list() == ["za", "zc", "zb", "za", "zc"]
+
+
+def test_a_run_of_version_2_has_null_for_what_it_did_not_measure(tmp_path):
+    measured = read_run(write_tuned_run(tmp_path / "run"))
+    run = read_run(as_version_2(tmp_path / "run"))
+    assert run.damaged == ()
+    assert run.manifest["schema_version"] == 2
+    unknown = ["started", "ended", "slot", "concurrent_trials"]  # it held what was asked for
+    assert run.trials[unknown].isna().all(axis=None)
+    assert run.epochs["ended"].isna().all()
+    pd.testing.assert_frame_equal(run.trials.drop(columns=unknown), measured.trials.drop(columns=unknown))
+    assert measured.trials["started"].dtype == pd.DatetimeTZDtype("us", "UTC")
+
+
+def test_a_run_of_version_2_that_goes_on_has_todays_columns_for_pandas_too(tmp_path):
+    root = as_version_2(write_tuned_run(tmp_path / "run"))
+    row = plain_rows(read_run(root).trials)[-1]
+    Ledger.open(root).write_trial(row | {"concurrent_trials": 3, "started": datetime(2026, 1, 1, tzinfo=UTC)})
+    trials = pd.read_parquet(root / "trials").set_index("trial_id")
+    assert len(trials) == 24
+    assert trials[["concurrent_trials", "started"]].dropna().index.to_list() == [row["trial_id"]]
+    assert pd.read_parquet(root / "epochs")["ended"].isna().all()
+
+
+def test_a_damaged_part_of_an_older_version_is_still_named(tmp_path):
+    root = as_version_2(write_tuned_run(tmp_path / "run"))
+    path = sorted((root / "trials").glob("[!s]*.parquet"))[0]
+    path.write_bytes(path.read_bytes()[:-9])
+    Ledger.open(root)
+    assert read_run(root).damaged == (f"trials/{path.name}",)
 
 
 @pytest.mark.parametrize("byte", [b"!", b"\xff"], ids=["another letter", "no letter"])

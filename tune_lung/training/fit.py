@@ -43,7 +43,7 @@ TrialEnd: TypeAlias = Literal["patience", "max_epochs", "time"]
 """Why a trial ends by itself."""
 
 _VALIDATION_LOGITS = "validation.logits"
-_ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints")
+_ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints", "is_told_again")
 """What a result tells once; all else of it is kept with the state to go on from, and told again after a kill."""
 
 
@@ -96,6 +96,8 @@ class EpochResult(EpochNumbers):
     """Where the time since the result before went; empty without a stopwatch."""
     damaged_checkpoints: tuple[str, ...] = ()
     """Checkpoints that were passed over when the trial went on, such as `last`; told with its first result."""
+    is_told_again: bool = False
+    """Whether the epoch was trained before the trial went on."""
 
 
 _HISTORY = TypeAdapter(list[EpochNumbers])
@@ -167,7 +169,8 @@ def fit(
             epoch=epoch,
             train_loss=train_loss,
             val_loss=validation.loss,
-            **validation.recalls,
+            val_macro_recall=validation.recalls["val_macro_recall"],
+            val_micro_recall=validation.recalls["val_micro_recall"],
             selection_score=validation.score,
             epoch_seconds=trained - started,
             validation_seconds=validated - trained,
@@ -249,7 +252,7 @@ def _results_again(state: _State, trial: TrialConfig, known_epochs: int) -> Iter
     for row in state.history[first - 1 :]:
         ends = {"stop_reason": stop_reason if row["epoch"] == state.epochs_done else None}
         once = {"kept_logits_NK": state.take_found_logits(), "damaged_checkpoints": state.take_damaged()}
-        yield EpochResult(**(row | ends | once), seconds_by_part={})
+        yield EpochResult(**(row | ends | once), seconds_by_part={}, is_told_again=True)
 
 
 def _save(state: _State, checkpoints: Checkpoints, epoch: int) -> Tensor | None:

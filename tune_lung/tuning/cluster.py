@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tune_lung.errors import InputError
 from tune_lung.interrupts import Interrupted
@@ -39,6 +40,8 @@ class Resources:
     """GPUs of one trial; a share such as 0.5 lets trials share one."""
     max_concurrent: int
     """Trials at once at most, at least 1."""
+    may_grow: bool = False
+    """Whether nodes may come and go, so that fewer may have room for a trial."""
 
 
 @contextmanager
@@ -183,7 +186,8 @@ def plan_resources(
         num_trials: Trials of the search, at least 1.
         cpus_per_trial: The user's wish; None for the default.
         gpus_per_trial: The user's wish; None for the default.
-        max_concurrent: The user's wish; None for as many as fit. On a cluster that may grow, all trials are offered.
+        max_concurrent: The user's wish; None for as many as fit. Never more than this machine has room for; on a cluster,
+            which may grow, that is not known.
         is_local: Whether the nodes seen are all there will ever be.
 
     Raises:
@@ -200,7 +204,35 @@ def plan_resources(
             if wanted > most:
                 raise InputError(f"{option} {wanted:g} is more than this machine has ({most:g}). Lower it.")
     slots = sum(_slots(node, cpus=cpus, gpus=gpus) for node in nodes) if is_local else num_trials
-    return Resources(cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=min(num_trials, max_concurrent or slots))
+    return Resources(
+        cpus_per_trial=cpus,
+        gpus_per_trial=gpus,
+        max_concurrent=min(num_trials, slots, max_concurrent or slots),
+        may_grow=not is_local,
+    )
+
+
+class Room(NamedTuple):
+    """For how many trials the nodes that are there now have room."""
+
+    free: int
+    """Trials that would fit beside all that runs there."""
+    total: int
+    """Trials that would fit if nothing ran there."""
+
+
+def room_on_nodes(*, cpus_per_trial: float, gpus_per_trial: float) -> Room:
+    """Count the room on Ray's nodes, node by node, for a trial never spans two."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    available = available_resources_per_node()
+    free, total = (
+        sum(_slots(resources, cpus=cpus_per_trial, gpus=gpus_per_trial) for resources in each)
+        for each in ([available.get(node, {}) for node in alive], alive.values())
+    )
+    return Room(free=free, total=total)
 
 
 def _slots(node: dict[str, float], *, cpus: float, gpus: float) -> int:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import objective_values
 from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.rungs import Decision
+from tune_lung.tuning.slots import Slots
 from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -70,6 +72,7 @@ class Recorder(DriverOnly, Callback):
         *,
         earlier: EarlierAttempts | None = None,
         retention: Retention | None = None,
+        slots: Slots | None = None,
     ) -> None:
         """Start with what earlier attempts left.
 
@@ -78,10 +81,14 @@ class Recorder(DriverOnly, Callback):
             setup: Works out each trial's identity.
             resources: What every trial gets.
             earlier: What they left; None at a run's beginning.
+            slots: Where trials run; None for those of `resources`.
             retention: Removes checkpoints that are needed no more; None removes none.
         """
         self._ledger, self._setup, self._resources = ledger, setup, resources
+        self.slots = slots or Slots(resources)
+        """Where trials run."""
         self._retention = retention
+        self._busy_seconds = 0.0
         earlier = earlier or EarlierAttempts()
         self._records = {record.plan.trial_id: record for record in earlier.records}
         self._loose_decisions = earlier.loose_decisions
@@ -120,9 +127,9 @@ class Recorder(DriverOnly, Callback):
             self._retention.tidy(self.records)
 
     def running(self) -> list[TrialRecord]:
-        """The trials that have started and not ended; those of earlier attempts once they go on."""
-        begun = {id(record) for record in self._record_by_ray_id.values()}
-        return [record for record in self.records if record.status is TrialStatus.RUNNING and id(record) in begun]
+        """The trials whose workers are there and at work, in the order of their proposal."""
+        at_work = {id(self._record_by_ray_id[ray_id]) for ray_id in self.slots.running}
+        return [record for record in self.records if id(record) in at_work]
 
     def leader(self) -> TrialRecord | None:
         """The trial with the best selection score so far, failed ones left out; the earlier one of equals."""
@@ -147,8 +154,8 @@ class Recorder(DriverOnly, Callback):
         return config | {"known_epochs": known, "proposed_order": record.proposed_order}
 
     def busy_seconds(self) -> float:
-        """Add up the time that trials worked, as their profiles say."""
-        return math.fsum(row["seconds"] for record in self.records for row in record.profile if row["part"] != TimePart.IDLE)
+        """Add up the time that trials worked in this attempt, as their profiles say."""
+        return self._busy_seconds
 
     def note_stop(self, ray_id: str, reason: StopReason) -> None:
         """Take note that the scheduler stops a trial with the epoch it has just reported."""
@@ -225,9 +232,17 @@ class Recorder(DriverOnly, Callback):
             self._check_owner()
             self._looked_at = time.monotonic()
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Look how many slots there are."""
+        self.slots.num_live()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Open the trial's record, or take it up again."""
+        """Open the trial's record, or take it up again: its worker answers."""
         record = self._begun(trial)
+        record.starts_in(self.slots.take(trial.trial_id), moment=datetime.now(UTC))
+        num_running = len(self.slots.running)
+        for ray_id in self.slots.running:
+            self._record_by_ray_id[ray_id].runs_beside(num_running)
         self._write(record)
         self._retain(record)
 
@@ -239,18 +254,23 @@ class Recorder(DriverOnly, Callback):
             return
         self._name_damaged(record, result)
         record.facts = {name: last_epoch(result)[name] for name in FACT_COLUMNS}
-        record.add_epochs([{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]])
-        record.profile += [
+        told_again = sum(row.get("is_told_again", False) for row in result[EPOCHS])
+        rows = [{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]]
+        record.add_epochs(rows, told_again=told_again, moment=datetime.now(UTC))
+        parts = [
             {"epoch": row["epoch"], "part": part, "seconds": seconds}
             for row in result[EPOCHS]
             for part, seconds in row["seconds_by_part"].items()
         ]
+        record.profile += parts
+        self._busy_seconds += math.fsum(row["seconds"] for row in parts if row["part"] != TimePart.IDLE)
         # A decision is written before the next one is taken: whoever goes on from the ledger finds every rival it was taken by.
         if record.has_unwritten_decisions or time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
             self._write(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Close the record: run to its end, diverged, or stopped by the scheduler."""
+        self.slots.leave(trial.trial_id)
         record = self.record_of(trial.trial_id)
         if record is None:  # taken out of the queue before its start
             return
@@ -267,6 +287,7 @@ class Recorder(DriverOnly, Callback):
         Raises:
             SearchHaltedError: The first trials have all failed with a bug.
         """
+        self.slots.leave(trial.trial_id)
         record, failure = self._begun(trial), self._failures.get(trial.trial_id) or self.note_error(trial)
         if not failure.is_final:
             self._write(record)
@@ -285,9 +306,11 @@ class Recorder(DriverOnly, Callback):
         self._write(record)
 
     def flush(self) -> None:
-        """Write every unfinished trial as it stands."""
-        for record in self.running():
-            self._write(record)
+        """Write every unfinished trial of this attempt as it stands."""
+        begun = {id(record) for record in self._record_by_ray_id.values()}
+        for record in self.records:
+            if record.status is TrialStatus.RUNNING and id(record) in begun:
+                self._write(record)
 
     def _begun(self, trial: Trial) -> TrialRecord:
         """Find a trial's record; make it, or take it up again, where this is the trial's start."""
@@ -306,7 +329,7 @@ class Recorder(DriverOnly, Callback):
         return self._record_by_ray_id[trial.trial_id]
 
     def _end(self, record: TrialRecord, status: TrialStatus, stop_reason: StopReason) -> None:
-        record.end(status, stop_reason, order=self._next_order())
+        record.end(status, stop_reason, order=self._next_order(), moment=datetime.now(UTC))
         self._ended_with.append(record.failure_kind)
         self._write(record)
         self._retain(record)

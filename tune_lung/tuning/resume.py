@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
 from tune_lung.results.reader import Run, plain_rows
-from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, require_shape
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
@@ -80,7 +80,8 @@ def earlier_attempts(
         order += 1
         if strategy.scheduler == "none":
             raise InputError(f"Trial {record.plan.trial_id} of the run was stopped, and its search stops none.")
-        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order)
+        moment = record.epochs[-1].get("ended")  # its last epoch was its end
+        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order, moment=moment)
     numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
     return EarlierAttempts(
@@ -90,6 +91,7 @@ def earlier_attempts(
         num_decisions=max(numbers, default=0),
         order=order,
         num_anew=num_anew,
+        own_seconds={TimePart(row["part"]): row["seconds"] for row in plain_rows(run.profile) if "trial_id" not in row},
     )
 
 
@@ -138,7 +140,7 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
     """Read back a trial's row of the table `trials`."""
     return TrialRecord(
         plan=plan,
-        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=row["concurrent_trials"]),
+        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=1),
         status=TrialStatus(row["status"]),
         stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
         failure=row.get("failure"),
@@ -146,6 +148,11 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
         attempts=row["attempts"],
         proposed_order=row.get("proposed_order", 0),
         ended_order=row.get("ended_order"),
+        started=row.get("started"),
+        has_unnoted_start="started" not in row,
+        ended=row.get("ended"),
+        slot=row.get("slot"),
+        concurrent_trials=row.get("concurrent_trials"),
         facts={name: row.get(name) for name in FACT_COLUMNS},
         test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
     )

@@ -46,6 +46,21 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         if rule is not None and earlier is not None:
             _remember(rule, earlier, group_of)
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Choose the first trial that waits for a slot; one whose own worker starts has found its slot.
+
+        Tune gives the chosen trial the worker that another trial has just left, and ends the one that starts for it: a node
+        that has come would never be done preparing its images while shorter trials end elsewhere.
+        """
+        controller = tune_controller._tune_controller
+
+        def has_slot(trial: Trial) -> bool:
+            worker = controller._trial_to_actor.get(trial)
+            return worker is not None and bool(controller._actor_manager.is_actor_started(worker))
+
+        trials: list[Trial] = tune_controller.get_trials()
+        return next((trial for trial in trials if trial.status == Trial.PENDING and not has_slot(trial)), None)
+
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Judge one epoch of a trial that could go on; what was decided once stays so."""
         if failure_of(result) is not None:

@@ -28,6 +28,7 @@ from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.retention import Retention
+from tune_lung.tuning.run_profile import RunProfile
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import best_of, evaluate_sealed
@@ -97,12 +98,12 @@ def run_search(
         searched_seconds=ownership.searched_seconds,
     )
     opened = make_trackers(trackers, recorder, setup.run_root)
-    started = time.monotonic()
+    profile = RunProfile(ledger, recorder, before=before or {}, earlier=earlier.own_seconds) if setup.profile else None
     ownership.start_searching(strategy.time_budget_seconds)
 
     def train_from(found: EarlierAttempts) -> None:
         studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
-        callbacks, searched_seconds = [view, *opened], ownership.searched_seconds
+        callbacks = [view, *opened, *([] if profile is None else [profile])]
         train(
             space,
             strategy,
@@ -112,7 +113,7 @@ def run_search(
             recorder,
             callbacks=callbacks,
             earlier=found,
-            searched_seconds=searched_seconds,
+            searched_seconds=ownership.searched_seconds,
         )
 
     try:
@@ -122,16 +123,17 @@ def run_search(
             if (budget is None or ownership.searched_seconds() < budget) and reopen_untestable(recorder, strategy, setup, ledger):
                 train_from(recorder.so_far())
     finally:
+        idle_seconds = 0.0 if profile is None else profile.idle_seconds()
         if recorder.halted_by is None:
             recorder.flush()
+            if profile is not None:
+                profile.write(idle_seconds=idle_seconds)
     ownership.stop_searching()
     trained = time.monotonic()
     recorder.tidy()
     _evaluate(recorder, strategy, setup, resources, ledger)
-    if setup.profile:
-        slot_seconds = resources.max_concurrent * (trained - started)
-        own = {TimePart.IDLE: max(0.0, slot_seconds - recorder.busy_seconds()), TimePart.EVALUATION: time.monotonic() - trained}
-        ledger.write_run_profile({"part": part, "seconds": seconds} for part, seconds in {**(before or {}), **own}.items())
+    if profile is not None:
+        profile.write(idle_seconds=idle_seconds, evaluation_seconds=time.monotonic() - trained)
     return recorder.records
 
 
@@ -200,7 +202,8 @@ def train(
             ),
         )
         try:
-            tuner.fit()
+            with recorder.slots.counting_workers():
+                tuner.fit()
         except Exception:
             if recorder.halted_by is None:
                 raise

@@ -122,7 +122,7 @@ class Tracker(DriverOnly, Callback):
 
     def _log_epoch(self, tracked: TrackedTrial, row: Mapping[str, Any]) -> None:
         epoch = row["epoch"]
-        numbers = {name: value for name, value in row.items() if name != "epoch"}
+        numbers = {name: value for name, value in row.items() if name not in ("epoch", "ended")}
         self._logger.log_trial_result(epoch, tracked, numbers | {TRAINING_ITERATION: epoch})
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
