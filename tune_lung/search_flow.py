@@ -36,6 +36,7 @@ from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.proposals.warm_start import MOST_LESSONS_BYTES, known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
+from tune_lung.tuning.survey import Survey, survey_devices
 
 
 def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
@@ -77,7 +78,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         store_seconds = time.monotonic() - asked
         _require_masks(request.space, prepared)
         with ray_session(options.address):
-            request, setup, resources = _with_resources(request, data, prepared, weights)
+            request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
             known = _known_trials(request, setup, console)
             if options.dry_run:
@@ -138,7 +139,7 @@ def _require_masks(space: SearchSpace, prepared: PreparedData) -> None:
 
 
 def _with_resources(
-    request: SearchRequest, data: DataRequest, prepared: PreparedData, weights: Mapping[str, WeightsSource]
+    request: SearchRequest, data: DataRequest, prepared: PreparedData, weights: Mapping[str, WeightsSource], console: Console
 ) -> tuple[SearchRequest, SearchSetup, Resources]:
     """Divide what Ray's nodes offer, and complete the request by what depends on that."""
     options = request.options
@@ -149,19 +150,49 @@ def _with_resources(
         max_concurrent=options.max_concurrent,
         is_local=options.address is None,
     )
+    survey = _survey(request, resources, console)
     if request.resumed is None:  # else the run's space has them
-        space = _with_numerics(request.space, options.precision, request.run, weights, on_gpu=resources.gpus_per_trial > 0)
-        request = replace(request, space=space)
+        precision = options.precision
+        if precision == "auto":
+            precision = _best_precision(request.run, survey, console)
+        request = replace(request, space=_with_numerics(request.space, precision, weights))
     return request, _setup_of(request, data, prepared, weights, resources), resources
 
 
-def _with_numerics(
-    space: SearchSpace, precision: str, run: RunConfig, weights: Mapping[str, WeightsSource], *, on_gpu: bool
-) -> SearchSpace:
+def _survey(request: SearchRequest, resources: Resources, console: Console) -> Survey | None:
+    """Ask the nodes what their devices can do; None where that is known, or plays no part.
+
+    Raises:
+        InputError: No node's device can be used.
+    """
+    chooses = request.resumed is None and request.options.precision == "auto" and request.run.protocol == "strict"
+    if not resources.gpus_per_trial and (request.options.address is None or not chooses):
+        return None
+    survey = survey_devices(resources)
+    survey.check()
+    for note in survey.notes():
+        say(console, note)
+    return survey
+
+
+def _best_precision(run: RunConfig, survey: Survey | None, console: Console) -> str:
+    """Choose bf16 where every device that may train multiplies it natively, and say why not where one could think so."""
+    if run.protocol != "strict":
+        return "fp32"
+    if survey is None:
+        return "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
+    has_bf16 = survey.all_have_bf16
+    if has_bf16 is None and not survey.on_gpus:
+        has_bf16 = supports_bf16(torch.device("cpu"))
+    if not has_bf16:
+        lacking = dict.fromkeys(device.name for device in survey.devices if not device.has_bf16)
+        reason = f"{', '.join(lacking)} does not multiply bf16 natively" if lacking else "no node is there to be asked for bf16"
+        say(console, f"Precision fp32: {reason}. --precision bf16 takes it all the same")
+    return "bf16" if has_bf16 else "fp32"
+
+
+def _with_numerics(space: SearchSpace, precision: str, weights: Mapping[str, WeightsSource]) -> SearchSpace:
     """Write into every arm how its numbers are computed and where its weights come from."""
-    if precision == "auto":
-        is_native = supports_bf16(torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu"))
-        precision = "bf16" if run.protocol == "strict" and (is_native or on_gpu) else "fp32"
     fixed: dict[str, PointValue] = {"precision": precision}
     if weights:
         fixed["weights"] = next(iter(weights.values())).kind

@@ -1,6 +1,7 @@
 """The options of `python -m tune_lung.search`, and what they mean: every value that a search is made of."""
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -30,6 +31,8 @@ _OPTION_BY_FIELD = {
     "weights": "--weights",
 }
 _PACKAGES_BY_TRACKER = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+_LEAST_GPU_SHARE = 0.0001
+"""What Ray divides a GPU into."""
 _SECONDS_BY_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -238,8 +241,18 @@ def check_resources(options: argparse.Namespace) -> None:
     least = {"cpus_per_trial": 0.1, "gpus_per_trial": 0.0, "max_concurrent": 1}
     for name, lowest in least.items():
         value = getattr(options, name)
-        if value is not None and not value >= lowest:
+        if value is not None and not lowest <= value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be at least {lowest:g}, not {value:g}.")
+    _check_gpus(options.gpus_per_trial)
+
+
+def _check_gpus(wanted: float | None) -> None:
+    """Refuse a share of GPUs that Ray never gives: it would be waited for without an end."""
+    if wanted is None or _LEAST_GPU_SHARE <= wanted <= 1 or wanted == int(wanted):
+        return
+    raise InputError(
+        f"--gpus-per-trial {wanted:g}: a trial takes a share of one GPU, {_LEAST_GPU_SHARE:g} to 1, or whole ones, such as 2."
+    )
 
 
 def check_trackers(options: argparse.Namespace) -> None:

@@ -170,7 +170,7 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
-        sys.stderr.write(f"error: {in_one_line(error)}. The log above has its traceback. Mend it, and begin a new run.\n")
+        sys.stderr.write(f"error: {in_one_line(error)}\n")
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")

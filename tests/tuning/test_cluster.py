@@ -3,15 +3,102 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+import ray
+from ray.tune import PlacementGroupFactory
 
-from tune_lung.tuning.cluster import Room, plan_resources, room_on_nodes
+from tune_lung.tuning.cluster import (
+    Room,
+    node_offers,
+    nodes_at,
+    placement_elsewhere,
+    plan_resources,
+    room_on_nodes,
+    task_options,
+    trials_a_gpu,
+)
 
 from tests.small_search import METRICS, search_command
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let Ray show nodes that have so much, named by letters."""
+
+    def show(*resources: dict[str, float]) -> None:
+        shown = [
+            {
+                "NodeID": name,
+                "Alive": True,
+                "NodeManagerAddress": f"10.0.0.{number}",
+                "Resources": own | {"memory": 1.0, "object_store_memory": 1.0},
+            }
+            for number, (name, own) in enumerate(zip("abcdef", resources, strict=False))
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: shown)
+
+    return show
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "num_cpus", "num_gpus", "slots"),
+    [
+        # As many placement groups as Ray 2.60 made of such a node; 1 // 0.2 is 4 and 1 // 0.1 is 9.
+        (0.1, 0.1, 32, 2, 20),
+        (0.1, 0.2, 32, 1, 5),
+        (0.1, 0.2, 32, 2, 10),
+        (0.1, 0.3, 32, 2, 6),
+        (0.1, 0.4, 32, 2, 4),  # no trial spans two GPUs
+        (0.1, 0.15, 32, 2, 12),
+        (0.1, 0.05, 32, 2, 40),
+        (0.1, 0.7, 32, 2, 2),
+        (1, 1, 32, 2, 2),
+        (1, 2, 32, 2, 1),
+        (0.1, 0, 2, 0, 20),
+        (0.2, 0, 2, 0, 10),
+        (0.3, 0, 2, 0, 6),
+        (0.7, 0, 2, 0, 2),
+        (1.5, 0, 2, 0, 1),
+        (1, 0.25, 2, 1, 2),  # CPUs for two
+    ],
+)
+def test_a_nodes_slots_are_counted_as_ray_counts_them(
+    nodes: Callable[..., None], cpus: float, gpus: float, num_cpus: float, num_gpus: float, slots: int
+) -> None:
+    nodes({"CPU": num_cpus, "GPU": num_gpus})
+    assert [offer.slots for offer in node_offers(cpus_per_trial=cpus, gpus_per_trial=gpus)] == [slots]
+    planned = plan_resources(num_trials=99, cpus_per_trial=cpus, gpus_per_trial=gpus, max_concurrent=None, is_local=True)
+    assert planned.max_concurrent == slots
+
+
+def test_trials_that_share_a_gpu_are_counted_as_ray_counts_them() -> None:
+    assert [trials_a_gpu(share) for share in (0.1, 0.2, 0.3, 0.7, 1, 2)] == [10, 5, 3, 1, 1, 1]
+
+
+def test_a_trial_that_is_tried_again_avoids_unfit_nodes_as_long_as_another_has_room(nodes: Callable[..., None]) -> None:
+    asked = PlacementGroupFactory([{"CPU": 1, "GPU": 0.5}])
+    nodes({"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 4})
+    elsewhere = placement_elsewhere(asked, {"a"})
+    assert elsewhere == PlacementGroupFactory(asked.bundles, bundle_label_selector=[{"ray.io/node-id": "!in(a)"}])
+    assert placement_elsewhere(asked, {"a", "b"}) is None  # c has no GPU
+    assert task_options(cpus=1, gpus=0.5, unfit={"b"})["label_selector"] == {"ray.io/node-id": "!in(b)"}
+    assert "label_selector" not in task_options(cpus=1, gpus=0.5, unfit={"a", "b"})
+
+
+def test_a_node_is_known_by_its_address_where_it_alone_lives_there(nodes: Callable[..., None]) -> None:
+    nodes({"CPU": 1}, {"CPU": 1})
+    assert nodes_at("10.0.0.1") == {"b"}
+    assert nodes_at("10.0.0.9") == nodes_at(None) == set()
+
+
+def test_a_task_with_a_gpu_has_a_process_of_its_own_and_ray_tries_none_again() -> None:
+    assert task_options(cpus=1, gpus=0.5) == {"num_cpus": 1, "num_gpus": 0.5, "max_calls": 1, "max_retries": 0}
+    assert task_options(cpus=1, gpus=0) == {"num_cpus": 1, "num_gpus": 0, "max_retries": 0}
 
 
 @pytest.mark.ray

@@ -1,6 +1,7 @@
 """What the driver writes down about trials."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from tune_lung.errors import SupersededError
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.ownership import Ownership
-from tune_lung.results.schema import StopReason
+from tune_lung.results.schema import FailureKind, StopReason
+from tune_lung.tuning import recorder as recorder_module
+from tune_lung.tuning.failures import MOST_FAILURES, Failure
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.recorder import Recorder, SearchHaltedError
 
 from tests.tuning.conftest import RESOURCES, LooksLikeATrial, epoch_result
 
@@ -88,6 +91,49 @@ def test_a_worker_that_died_silently_is_lost_and_its_trial_tried_again(
         recorder.on_trial_error(0, [], again)
         assert (only_row(setup)["status"], only_row(setup)["attempts"]) == ("running" if number < 3 else "failed", number)
     assert only_row(setup)["failure"] == "lost_worker: its worker's process died"
+
+
+NO_GPU = """Failure # 1
+The actor died because of an error raised in its creation task, ray::LungTrial.__init__() (pid=7, ip=10.0.0.7, actor_id=5a)
+  File "device.py", line 3, in claim_device
+    raise UnusableGpuError(reason)
+tune_lung.tuning.device.UnusableGpuError: Found no NVIDIA driver on your system.
+"""
+
+
+def fail(recorder: Recorder, trial: LooksLikeATrial, error_file: Path, *, name: str) -> Failure:
+    """Let Ray tell of a trial whose set-up raised: it never started."""
+    again = LooksLikeATrial(trial_id=name, config=trial.config, error_file=str(error_file))
+    failure = recorder.note_error(again)
+    recorder.on_trial_error(0, [], again)
+    return failure
+
+
+def test_a_trial_on_an_unfit_node_is_tried_three_times_and_its_nodes_are_remembered(
+    recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recorder_module, "nodes_at", lambda address: {f"node at {address}"})
+    (tmp_path / "error.txt").write_text(NO_GPU)
+    failures = [fail(recorder, trial, tmp_path / "error.txt", name=f"ray{number}") for number in range(3)]
+    assert [failure.is_final for failure in failures] == [False, False, True]
+    row = only_row(setup)
+    assert (row["status"], row["failure_kind"], row["attempts"]) == ("failed", "unfit_node", 3)
+    assert row["failure"] == "unfit_node: its node's GPU cannot be used: Found no NVIDIA driver on your system."
+    assert recorder.unfit_nodes_for(trial.config) == {"node at 10.0.0.7"}
+
+
+def test_a_search_whose_first_trials_all_meet_unfit_nodes_ends_and_can_go_on(
+    recorder: Recorder, trial: LooksLikeATrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recorder_module, "nodes_at", lambda _: set())
+    monkeypatch.setitem(MOST_FAILURES, FailureKind.UNFIT_NODE, 1)
+    (tmp_path / "error.txt").write_text(NO_GPU)
+    others = [replace(trial, config=trial.config | {"repeat": repeat}) for repeat in range(3)]
+    for other in others[:2]:
+        fail(recorder, other, tmp_path / "error.txt", name=f"ray{other.config['repeat']}")
+    told = r"^The first 3 trials all failed, the last with unfit_node: .* go on with --resume\.$"
+    with pytest.raises(SearchHaltedError, match=told):
+        fail(recorder, others[2], tmp_path / "error.txt", name="ray2")
 
 
 def test_epochs_trained_again_replace_the_old_one_by_one(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):

@@ -247,3 +247,14 @@ def begin(recorder: Recorder, record: TrialRecord) -> None:
     config = {"cell": plan.cell, "point": plan.trial.columns(), "repeat": plan.repeat, "proposed_order": record.proposed_order}
     point = {name: value for name, value in config["point"].items() if value is not None}
     recorder.on_trial_start(0, [], LooksLikeATrial(trial_id=plan.trial_id, config=config | {"point": point}))
+
+
+def test_a_trial_whose_nodes_were_unfit_is_tried_again_and_one_with_a_bug_is_not(run: Path) -> None:
+    found = read_run(run)
+    first, *others = found.trials.loc[found.trials["status"] == "failed", "trial_id"]
+    kinds = {first: "unfit_node"} | dict.fromkeys(others, "bug")
+    found.trials["failure_kind"] = found.trials["trial_id"].map(kinds)
+    earlier = earlier_attempts(found, SPACE, strategy_of(), setup_of(run.parent), is_time_left=True)
+    statuses = {record.plan.trial_id: record.status for record in earlier.records}
+    assert statuses[first] is TrialStatus.RUNNING
+    assert {statuses[trial_id] for trial_id in others} == {TrialStatus.FAILED}

@@ -50,6 +50,8 @@ class FailureKind(StrEnum):
     """The worker's node went away."""
     HUNG = "hung"
     """Nothing moved for longer than `--hang-timeout`."""
+    UNFIT_NODE = "unfit_node"
+    """The node cannot use its GPU, its data, its disk or a part of the installation, as others can."""
     BUG = "bug"
     """Anything else."""
 
@@ -110,7 +112,9 @@ _TRIALS = (
     _column("stop_reason", _TEXT, "patience, max_epochs, asha, median, time or failure; null while running."),
     _column("failure", _TEXT, "One line on why the trial failed; null otherwise."),
     _column(
-        "failure_kind", _TEXT, "diverged, bad_data, out_of_memory, lost_worker, lost_node, hung or bug; null unless it failed."
+        "failure_kind",
+        _TEXT,
+        "diverged, bad_data, out_of_memory, lost_worker, lost_node, unfit_node, hung or bug; null unless it failed.",
     ),
     _column("attempts", _COUNT, "How often the trial was started."),
     _column("proposed_order", _LARGE, "Place of its proposal among all proposals and ends of trials of the run, from 1."),

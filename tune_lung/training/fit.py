@@ -21,6 +21,7 @@ from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_r
 from tune_lung.evaluation.predictions import predict_logits
 from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
+from tune_lung.models.transfer import to_device
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TimePart
 from tune_lung.shapes import built_from_json
@@ -292,7 +293,7 @@ def _train_epoch(
     for indices in batches:
         with stopwatch.measure(TimePart.STORE):
             batch = inputs.train_batch(indices, augmentation_draws)
-            labels_of_batch_N = inputs.train_labels_N[indices.to(job.device, non_blocking=True)]
+            labels_of_batch_N = inputs.train_labels_N[to_device(indices, job.device)]
         with stopwatch.measure(TimePart.STEP):
             with autocast(job.device, trial.precision):
                 logits_NK = inputs.module(batch)

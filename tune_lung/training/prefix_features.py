@@ -1,10 +1,11 @@
 """Prefix features: what a frozen prefix gives for every image, computed once and kept on the node.
 
 Under `strict` a frozen prefix is a pure function of the image, so its output is the same in every epoch, and in every
-trial with the same weights, depth, size, input, data and precision. An entry of the cache holds it for the training and
-the validation images, in the number format of the arithmetic; for the test images there is none. A random prefix's
-batch-norm statistics, set once by a pass over the training images, lie in the same entry. A deeper prefix begins with every
-shallower one, so its features are computed from those that are there.
+trial with the same weights, depth, size, input, data, precision and arithmetic: bit for bit on the CPU, and on a GPU up to a
+rounding, for which kernel computes an image there hangs on the images beside it. An entry of the cache holds it for the
+training and the validation images, in the number format of the arithmetic; for the test images there is none. A random
+prefix's batch-norm statistics, set once by a pass over the training images, lie in the same entry. A deeper prefix begins with
+every shallower one, so its features are computed from those that are there.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -35,7 +36,8 @@ from tune_lung.evaluation.predictions import input_batches
 from tune_lung.files import check_regular_file, check_safetensors_file, plain_json, read_regular_file
 from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
 from tune_lung.models.network import Network, network_outline
-from tune_lung.models.precision import autocast
+from tune_lung.models.precision import arithmetic_of, autocast
+from tune_lung.models.transfer import to_device
 from tune_lung.shapes import Amount, Count, require_shape
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_gain import prefix_gain
@@ -99,7 +101,7 @@ class PrefixFeatures:
         """Yield a part's features in the order of its images, features_NCHW, channels last in memory."""
         stored_NHWC = self.train_NHWC if part == "train" else self.validation_NHWC
         for features_NHWC in stored_NHWC.split(batch_size):  # type: ignore[no-untyped-call]
-            yield features_NHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            yield to_device(features_NHWC, device).permute(0, 3, 1, 2)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -216,7 +218,7 @@ def _content(job: TrainingJob) -> dict[str, Any]:
     return {
         "version": FEATURES_VERSION,
         "torch": torch.__version__,
-        "device": "cpu" if job.device.type == "cpu" else torch.cuda.get_device_name(job.device),
+        "device": arithmetic_of(job.device),
         "model": network.model,
         "frozen_blocks": network.frozen_blocks,
         "start": weights.sha256 or f"random {job.network_seed}",

@@ -1,22 +1,29 @@
 """Ray's start and end, and what its nodes offer."""
 
 import logging
+import math
 import os
 import secrets
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune_lung.errors import InputError
 from tune_lung.interrupts import Interrupted
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
 from tune_lung.working_folder import neutral_folder
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
+_UNITS = 10_000
+"""Ray counts resources in whole parts of so many a CPU or GPU."""
 
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a run leaves the machine
@@ -235,9 +242,87 @@ def room_on_nodes(*, cpus_per_trial: float, gpus_per_trial: float) -> Room:
     return Room(free=free, total=total)
 
 
-def _slots(node: dict[str, float], *, cpus: float, gpus: float) -> int:
-    by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
+def has_room(node: Mapping[str, float], *, cpus: float, gpus: float) -> bool:
+    """Whether a node with these resources holds a trial."""
+    return _slots(node, cpus=cpus, gpus=gpus) > 0
+
+
+def trials_a_gpu(gpus_per_trial: float) -> int:
+    """Count the trials that share one GPU, as Ray divides it; 1 where a trial takes whole ones."""
+    return max(1, _UNITS // _in_units(gpus_per_trial))
+
+
+def _slots(node: Mapping[str, float], *, cpus: float, gpus: float) -> int:
+    """Count the trials that a node has room for, as Ray counts: in whole units, and no share of a trial spans two GPUs."""
+    by_cpu = _in_units(node.get("CPU", 0.0)) // _in_units(cpus)
+    if not gpus:
+        return by_cpu
+    offered, wanted = _in_units(node.get("GPU", 0.0)), _in_units(gpus)
+    if wanted >= _UNITS:
+        return min(by_cpu, offered // wanted)
+    whole, rest = divmod(offered, _UNITS)
+    return min(by_cpu, whole * (_UNITS // wanted) + rest // wanted)
+
+
+def _in_units(quantity: float) -> int:
+    """Round as Ray does; quotients of floating-point numbers are off by one where it matters: 1 // 0.2 is 4."""
+    return math.floor(quantity * _UNITS + 0.5)
+
+
+def nodes_at(address: str | None) -> set[str]:
+    """Name the node that lives at an address, as Ray does; none where no node, or more than one, does."""
+    if address is None:
+        return set()
+    import ray
+
+    found = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address}
+    return found if len(found) == 1 else set()
+
+
+def placement_elsewhere(placement: "PlacementGroupFactory", unfit: Collection[str]) -> "PlacementGroupFactory | None":
+    """Ask for the same resources on other nodes.
+
+    Args:
+        placement: What a trial asks for.
+        unfit: Names of the nodes that it is to avoid.
+
+    Returns:
+        The same on any node but those; None where no other node that is there has room for it.
+    """
+    from ray.tune import PlacementGroupFactory
+
+    needs = placement.required_resources
+    selector = _label_selector(unfit, cpus=needs["CPU"], gpus=needs.get("GPU", 0.0))
+    return PlacementGroupFactory(placement.bundles, bundle_label_selector=[selector]) if selector else None
+
+
+def task_options(*, cpus: float, gpus: float, unfit: Collection[str] = ()) -> dict[str, Any]:
+    """Lay out what `ray.remote` makes a task of with a trial's resources.
+
+    A task with a GPU has a process of its own: one that served another task before would keep the CUDA context, and the
+    memory, of the GPU that it saw first. Ray knows that by itself only where it is told of the GPU by `ray.remote`, and
+    forgets it in `options`.
+
+    Args:
+        cpus: Of the task.
+        gpus: Of the task.
+        unfit: Names of nodes to avoid, as long as another one that is there has room.
+    """
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}
+    if gpus:
+        options["max_calls"] = 1
+    selector = _label_selector(unfit, cpus=cpus, gpus=gpus)
+    return options | ({"label_selector": selector} if selector else {})
+
+
+def _label_selector(unfit: Collection[str], *, cpus: float, gpus: float) -> dict[str, str]:
+    """Select all nodes but some; none are left out where no other one that is there has room."""
+    import ray
+
+    others = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in unfit] if unfit else []
+    if not any(has_room(node, cpus=cpus, gpus=gpus) for node in others):
+        return {}
+    return {"ray.io/node-id": f"!in({','.join(sorted(unfit))})"}
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,12 +17,15 @@ from tune_lung.errors import InputError, NoRoomError, SupersededError, is_no_roo
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus
 from tune_lung.strategy import Objective
-from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.cluster import Resources, nodes_at
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.failures import (
-    FIRST_BUGS_THAT_END_A_SEARCH,
+    CURABLE,
+    FIRST_FAILURES_THAT_END_A_SEARCH,
+    HOPELESS,
     MOST_FAILURES,
     Failure,
+    address_in,
     has_traceback,
     is_for_another_owner,
     is_for_lack_of_room,
@@ -58,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 class SearchHaltedError(Exception):
-    """The first trials have all failed with a bug."""
+    """The first trials have all failed with what the others would meet too; the text says what to do."""
 
 
 class Recorder(DriverOnly, Callback):
@@ -210,13 +213,20 @@ class Recorder(DriverOnly, Callback):
         record.failures[kind] += 1
         is_final = record.failures[kind] >= MOST_FAILURES.get(kind, 1)
         self._failures[trial.trial_id] = failure = Failure(kind, line_of(kind, text), is_final)
-        if has_traceback(kind):
+        if kind is FailureKind.UNFIT_NODE:
+            record.unfit_nodes |= nodes_at(address_in(text))
+        if has_traceback(kind) and is_final:
             _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, without_paths(text))
         return failure
 
     def failure_of(self, ray_id: str) -> Failure | None:
         """Return what `note_error` found of a trial; None where it did not fail so."""
         return self._failures.get(ray_id)
+
+    def unfit_nodes_for(self, config: Mapping[str, Any]) -> frozenset[str]:
+        """Name the nodes, as Ray does, that were unfit for a trial in earlier attempts."""
+        record = self._records.get(self.plan_of(config).trial_id)
+        return frozenset() if record is None else frozenset(record.unfit_nodes)
 
     def retried(self) -> Counter[FailureKind]:
         """Count the failed attempts after which a trial was tried again."""
@@ -285,7 +295,7 @@ class Recorder(DriverOnly, Callback):
         """Close the record of a trial that is given up; leave that of one that is tried again.
 
         Raises:
-            SearchHaltedError: The first trials have all failed with a bug.
+            SearchHaltedError: The first trials have all failed with what the others would meet too.
         """
         self.slots.leave(trial.trial_id)
         record, failure = self._begun(trial), self._failures.get(trial.trial_id) or self.note_error(trial)
@@ -294,9 +304,13 @@ class Recorder(DriverOnly, Callback):
             return
         record.failure, record.failure_kind = failure.text, failure.kind
         self._end(record, TrialStatus.FAILED, StopReason.FAILURE)
-        if self._ended_with == [FailureKind.BUG] * FIRST_BUGS_THAT_END_A_SEARCH:
+        if len(self._ended_with) == FIRST_FAILURES_THAT_END_A_SEARCH and HOPELESS.issuperset(self._ended_with):
+            going_on = "go on with --resume" if failure.kind in CURABLE else "begin a new run"
             self._halt(
-                SearchHaltedError(f"The first {FIRST_BUGS_THAT_END_A_SEARCH} trials all failed, the last with {failure.text}")
+                SearchHaltedError(
+                    f"The first {FIRST_FAILURES_THAT_END_A_SEARCH} trials all failed, the last with {failure.text}. The log above"
+                    f" has its traceback. Mend it, and {going_on}."
+                )
             )
 
     def add_test_scores(self, trial_id: str, scores: dict[str, float]) -> None:
@@ -391,4 +405,4 @@ def _message_of(text: str) -> str:
 def _error_text(trial: Trial) -> str:
     """Read the traceback that Ray keeps as plain text; its pickled twin is left alone."""
     path = Path(trial.error_file) if trial.error_file else None
-    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path and path.is_file() else ""

@@ -17,6 +17,7 @@ from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, req
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import (
     Outcome,
@@ -222,7 +223,8 @@ def _reopen(record: TrialRecord, *, is_whole: bool, is_time_left: bool) -> None:
     has_losses = not is_whole and record.status is not TrialStatus.FAILED
     has_more_epochs = record.stop_reason is StopReason.MAX_EPOCHS and len(record.epochs) < record.plan.trial.max_epochs
     has_more_time = record.stop_reason is StopReason.TIME and is_time_left
-    if has_losses or has_more_epochs or has_more_time:
+    is_curable = record.failure_kind in CURABLE
+    if has_losses or has_more_epochs or has_more_time or is_curable:
         record.status = TrialStatus.RUNNING
     if has_more_epochs or has_more_time:
         record.test_scores = {}

@@ -23,6 +23,7 @@ from tune_lung.strategy import Strategy
 from tune_lung.training.checkpoints import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import Failure
 from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
@@ -81,7 +82,7 @@ def run_search(
     Raises:
         InputError: A tracker cannot be opened, and nothing was trained; or a disk is full, and the ledger holds all that
             was reported.
-        SearchHaltedError: The first trials have all failed with a bug.
+        SearchHaltedError: The first trials have all failed with what the others would meet too.
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     earlier = earlier or EarlierAttempts()
@@ -166,7 +167,7 @@ def train(
 
     Raises:
         InputError: A disk is full, or the run cannot be written.
-        SearchHaltedError: The first trials have all failed with a bug.
+        SearchHaltedError: The first trials have all failed with what the others would meet too.
     """
     search = StudySearch(
         studies,
@@ -234,6 +235,9 @@ def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resour
     for plan, predictions in evaluate_sealed([record.plan for record in chosen], best_epochs, setup, resources):
         if isinstance(predictions, DamagedCheckpointError):
             _log.warning("Trial %s (%s) is not tested. %s", plan.trial_id, plan.cell, predictions)
+            continue
+        if isinstance(predictions, Failure):
+            _log.warning("Trial %s (%s) is not tested: %s. --resume tests it", plan.trial_id, plan.cell, predictions.text)
             continue
         ledger.write_predictions(plan.trial_id, predictions)
         recorder.add_test_scores(plan.trial_id, _test_scores(predictions, ledger.classes))

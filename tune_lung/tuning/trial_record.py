@@ -36,6 +36,8 @@ class TrialRecord:
     """How often it was started."""
     failures: Counter[FailureKind] = field(default_factory=Counter)
     """Failed attempts by kind, since the search began or went on."""
+    unfit_nodes: set[str] = field(default_factory=set)
+    """Nodes, by Ray's names, that could not train it."""
     proposed_order: int = 0
     """Place of its proposal among all proposals and ends."""
     ended_order: int | None = None
