@@ -50,18 +50,17 @@ def assert_promise_is_kept(root: Path) -> None:
         assert load(root / "checkpoints" / trial_id / "best.safetensors").state["epoch"] == epoch
 
 
-@pytest.mark.parametrize(
-    ("file", "at", "when"), [("last", 1, "after deletion"), ("best", 1, "before deletion"), ("best", 2, "after deletion")]
-)
-def test_a_search_killed_at_a_deletion_loses_no_network_that_its_rows_promise(
-    tmp_path: Path, undisturbed_sampled: Path, file: str, at: int, when: str
+def test_a_search_killed_at_its_deletions_loses_no_network_that_its_rows_promise(
+    tmp_path: Path, undisturbed_sampled: Path
 ) -> None:
     """Every single deletion is in the tests of `tune_lung.tuning.retention`."""
-    fault = {"do": "kill driver", "file": f"*/checkpoints/*/{file}.safetensors", "at": at, "when": when}
-    searched(*begin(tmp_path, *SAMPLED, space=SAMPLED_SPACE), "--max-epochs", "4", status=KILLED, fault=fault)
-    root = tmp_path / "run"
-    assert_promise_is_kept(root)
-    searched("--resume", str(root))
+    root, options = tmp_path / "run", [*begin(tmp_path, *SAMPLED, space=SAMPLED_SPACE), "--max-epochs", "4"]
+    for file, when in (("last", "after deletion"), ("best", "before deletion"), ("best", "after deletion")):
+        fault = {"do": "kill driver", "file": f"*/checkpoints/*/{file}.safetensors", "at": 1, "when": when}
+        searched(*options, status=KILLED, fault=fault)
+        assert_promise_is_kept(root)
+        options = ["--resume", str(root)]
+    searched(*options)
     assert_as_if_nothing_had_happened(root, undisturbed_sampled)
     assert_promise_is_kept(root)
     assert files_of(root) == {trial_id: ["best.safetensors"] for trial_id in promised(root)}

@@ -35,12 +35,19 @@ from tests.faults.search_process import (
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture
-def killed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed in the middle."""
+    folder = tmp_path_factory.mktemp("killed")
     fault = {"do": "kill driver", "file": "*/epochs/.[0-9a-f]*.parquet.*", "at": 2}
-    searched(*begin(tmp_path), "--max-epochs", "4", status=-9, fault=fault)
-    return tmp_path / "run"
+    searched(*begin(folder), "--max-epochs", "4", status=-9, fault=fault)
+    return folder / "run"
+
+
+@pytest.fixture
+def killed(killed_once: Path, tmp_path: Path) -> Path:
+    """A run killed in the middle, of one's own."""
+    return Path(shutil.copytree(killed_once, tmp_path / "run"))
 
 
 def test_a_second_driver_is_refused_in_under_5_seconds_and_the_first_goes_on(tmp_path: Path, undisturbed: Path) -> None:

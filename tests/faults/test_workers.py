@@ -88,16 +88,16 @@ def test_a_diverged_trial_fails_at_once_and_alone(tmp_path: Path) -> None:
     assert printed.count("failed: diverged: ") == 1
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_loss_that_is_no_number_fails_its_trials_at_once(tmp_path: Path, value: str) -> None:
-    fault = {"do": "spoil the loss", "file": "*/.best.*", "at": 1, "value": value}  # the first trial has its loss already
+def test_a_loss_that_is_no_number_fails_its_trials_at_once(tmp_path: Path) -> None:
+    """Infinities are in the tests of `tune_lung.training.fit`."""
+    fault = {"do": "spoil the loss", "file": "*/.best.*", "at": 1, "value": "nan"}  # the first trial has its loss already
     printed = searched(*begin(tmp_path), "--max-epochs", "2", fault=fault)
     trials = read_run(tmp_path / "run").trials.sort_values("proposed_order")
     assert trials["status"].tolist() == ["completed", "failed", "failed"]
     assert trials["failure_kind"].tolist()[1:] == ["diverged"] * 2
     assert trials["attempts"].tolist() == [1, 1, 1]
     assert trials["epochs_run"].tolist() == [2, 0, 0]
-    assert printed.count(f"diverged: The training loss is {value} at epoch 1.") == 2
+    assert printed.count("diverged: The training loss is nan at epoch 1.") == 2
 
 
 def test_a_bug_that_fails_the_first_three_trials_ends_the_search(tmp_path: Path) -> None:

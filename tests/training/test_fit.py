@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tune_lung.results.schema import TimePart
 from tune_lung.training import fit as fit_module
@@ -135,6 +136,17 @@ def test_fit_ends_a_diverged_trial_with_the_epoch_named(make_job: MakeJob, tmp_p
     wild = replace(job, trial=job.trial.with_fields(optimizer="sgd", learning_rate=10.0, weight_decay=10.0, max_epochs=60))
     with pytest.raises(DivergedError, match=r"The (training|validation) loss is (nan|inf) at epoch \d+\."):
         list(fit(wild, Checkpoints(tmp_path)))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_no_number_is_no_epoch(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    cross_entropy = functional.cross_entropy
+    spoilt = lambda *given, **named: 0 * cross_entropy(*given, **named) + float(value)  # noqa: E731 - as the real one is called
+    monkeypatch.setattr(functional, "cross_entropy", spoilt)
+    with pytest.raises(DivergedError, match=rf"^The training loss is {value} at epoch 1\.$"):
+        list(fit(make_job(), Checkpoints(tmp_path)))
 
 
 def test_published_loss_stays_above_its_floor_and_selects_by_loss(make_job: MakeJob, tmp_path: Path) -> None:
