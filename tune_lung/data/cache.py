@@ -370,7 +370,7 @@ def _is_settled(stamp: list[int] | None, now_ns: int) -> bool:
 def _digest(path: Path) -> str | None:
     try:
         return sha256_of_file(path, most_bytes=_MOST_BYTES_TO_HASH)
-    except DamagedFileError:
+    except (DamagedFileError, IsADirectoryError):
         return None
     except OSError as error:
         raise NotReadError(error.strerror or str(error)) from error

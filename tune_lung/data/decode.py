@@ -10,17 +10,18 @@ import errno
 import hashlib
 import os
 import struct
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from tune_lung.config import Protocol
 from tune_lung.confined import Answer
@@ -146,27 +147,69 @@ def to_grey(image: Image.Image, content: bytes) -> Grey:
         BadImageError: It cannot be decoded.
     """
     with bad_images(), image:
-        declared = _declared_whites(image, content)
-        is_inverted = image.format == "TIFF" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
-        is_unsigned = image.format == "TIFF" and _tag(image, _SAMPLE_FORMAT) in (None, _UNSIGNED)
+        stored = _Stored.of(image, content)
         image.load()
-        is_deep = image.mode.startswith("I")
-        grey = Image.new("F" if is_deep else "L", image.size)
-        maximum = 0
-        num_rows = max(1, _PIXELS_AT_ONCE // image.width)
-        for top in range(0, image.height, num_rows):  # what comes between takes four times the memory
-            box = (0, top, image.width, min(image.height, top + num_rows))
-            band = image if box[3] == image.height and top == 0 else image.crop(box)
-            if is_deep:
-                values_HW = _numbers(band, is_unsigned=is_unsigned)
-                maximum = max(maximum, int(values_HW.max()))
-                grey.paste(Image.fromarray(values_HW.astype(np.float32)), box)
-            else:
-                grey.paste(_grey(band), box)
+        grey, depth = stored.numbers(image) if stored.has_numbers else (_grey_of_8_bits(image), None)
         # A TIFF file is turned already.
         grey.info = {} if image.format == "TIFF" else {key: image.info[key] for key in _ORIENTING if key in image.info}
     _turn_upright(grey)
-    return Grey(image=grey, depth=Depth(maximum=maximum, declared=declared, is_inverted=is_inverted) if is_deep else None)
+    return Grey(image=grey, depth=depth)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, int, int]]]:
+    """Cut an image into bands, each with its place: what comes between an image and its grey takes four times the memory."""
+    num_rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, num_rows):
+        box = (0, top, image.width, min(image.height, top + num_rows))
+        yield (image if box == (0, 0, *image.size) else image.crop(box)), box
+
+
+def _grey_of_8_bits(image: Image.Image) -> Image.Image:
+    grey = Image.new("L", image.size)
+    for band, box in _bands(image):
+        grey.paste(_grey(band), box)
+    return grey
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """How an image stores its numbers, where they have more than 8 bits."""
+
+    has_numbers: bool
+    """Whether they have."""
+    declared: tuple[int, ...]
+    is_inverted: bool
+    is_unsigned: bool
+    """Of 32 bits; Pillow takes all for signed."""
+    lower: Image.Image | None
+    """The lower bytes of colours, of which Pillow gives the upper ones; None for grey alone."""
+    is_grey_and_alpha: bool
+    """Whether `lower` is grey and transparency, with both bytes of each."""
+
+    @classmethod
+    def of(cls, image: Image.Image, content: bytes) -> Self:
+        """Read it from an image that is not decoded yet."""
+        is_tiff, lower = image.format == "TIFF", _lower_bytes(image, content)
+        return cls(
+            has_numbers=lower is not None or image.mode.startswith("I"),
+            declared=_declared_whites(image, content),
+            is_inverted=is_tiff and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO,
+            is_unsigned=is_tiff and _tag(image, _SAMPLE_FORMAT) in (None, _UNSIGNED),
+            lower=lower,
+            is_grey_and_alpha=_raw_mode(image) == _GREY_AND_ALPHA,
+        )
+
+    def numbers(self, image: Image.Image) -> tuple[Image.Image, Depth]:
+        """Give the numbers of the image, decoded by now, as mode F, and their depth."""
+        grey, maximum = Image.new("F", image.size), 0
+        for band, box in _bands(image):
+            if self.lower is None:
+                values_HW, most = _numbers(band, is_unsigned=self.is_unsigned)
+            else:
+                values_HW, most = _numbers_of_colours(band, self.lower.crop(box), is_grey=self.is_grey_and_alpha)
+            grey.paste(Image.fromarray(values_HW), box)
+            maximum = max(maximum, most)
+        return grey, Depth(maximum=maximum, declared=self.declared, is_inverted=self.is_inverted)
 
 
 _ORIENTING = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -240,14 +283,72 @@ def _grey(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB").convert("L")
 
 
-def _numbers(image: Image.Image, *, is_unsigned: bool) -> npt.NDArray[np.integer]:
-    """Give the numbers of an image of more than 8 bits; `convert("L")` would cut everything over 255 to white."""
+def _numbers(image: Image.Image, *, is_unsigned: bool) -> tuple[npt.NDArray[np.float32], int]:
+    """Give the numbers of a grey image of more than 8 bits, and the largest; `convert("L")` would cut all over 255 to white."""
     values_HW: npt.NDArray[np.integer] = np.asarray(image)
     if values_HW.dtype == np.int32 and is_unsigned:
         values_HW = values_HW.view(np.uint32)
     if values_HW.min() < 0:
         raise BadImageError(ExclusionReason.UNSUPPORTED_PIXELS)
-    return values_HW
+    return values_HW.astype(np.float32), int(values_HW.max())
+
+
+_GREY_AND_ALPHA = "LA;16B"
+_WEIGHTS_OF_COLOURS = np.array([19595, 38470, 7471], np.uint32)
+"""Pillow's, of 65536."""
+_OTHER_BYTES: Mapping[str, str] = {
+    _GREY_AND_ALPHA: "RGBA",
+    **{f"{colours};16{one}": f"{colours};16{other}" for colours in ("RGB", "RGBA") for one, other in ("BL", "LB")},
+    **{f"{colours};16N": f"{colours};16{'B' if sys.byteorder == 'little' else 'L'}" for colours in ("RGB", "RGBA")},
+}
+"""How Pillow is told to read the lower byte of each number, of which it reads the upper one. Of grey with transparency it can
+read all four bytes of a pixel."""
+
+
+def has_numbers_of_16_bits(image: Image.Image) -> bool:
+    """Whether an image, not decoded yet, has colours or transparency in numbers that Pillow would cut to their upper bytes."""
+    return _raw_mode(image) in _OTHER_BYTES
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    arguments = tiles[0].args if tiles else None
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else None
+
+
+def _lower_bytes(image: Image.Image, content: bytes) -> Image.Image | None:
+    """Decode the lower bytes of an image's numbers, where Pillow gives the upper ones alone; None for any other image."""
+    other = _OTHER_BYTES.get(_raw_mode(image) or "")
+    if other is None:
+        return None
+    lower: Any = open_image(BytesIO(content), (str(image.format),))
+    lower.tile = [tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other) for tile in lower.tile]
+    lower.load()
+    opened: Image.Image = lower
+    return opened
+
+
+def _numbers_of_colours(upper: Image.Image, lower: Image.Image, *, is_grey: bool) -> tuple[npt.NDArray[np.float32], int]:
+    """Put the bytes of 16-bit numbers together to grey, by Pillow's weights, and give the largest number of all.
+
+    Transparent pixels count as black.
+
+    Args:
+        upper: The upper bytes, RGB or RGBA.
+        lower: The lower bytes.
+        is_grey: Whether `lower` is grey and transparency with both bytes of each.
+    """
+    of_lower = np.asarray(lower).astype(np.uint32)
+    if is_grey:
+        grey_HW, alpha_HW = of_lower[..., 0] << 8 | of_lower[..., 1], of_lower[..., 2] << 8 | of_lower[..., 3]
+        maximum = int(grey_HW.max())
+    else:
+        both = np.asarray(upper).astype(np.uint32) << 8 | of_lower
+        maximum = int(both[..., :3].max())
+        grey_HW = (both[..., :3] @ _WEIGHTS_OF_COLOURS + 2**15) >> 16
+        alpha_HW = both[..., 3] if both.shape[-1] == 4 else np.full_like(grey_HW, _ALL_16_BITS)
+    return (grey_HW * (alpha_HW / np.float32(_ALL_16_BITS))).astype(np.float32), maximum
 
 
 _waiting: list[BinaryIO] = []
@@ -258,9 +359,9 @@ def answer(question: Mapping[str, Any]) -> Answer:
     """Answer as a confined child: look at the image `path`, or without one decode what was looked at.
 
     Returns:
-        At first `width`, `height`, `format`, `mode` and the file's `bytes`, so that memory can be allowed for; then `mode`,
-        `size` and `depth`, the `sha256` of the bytes that were decoded, and the pixels. Of an image that cannot be used, the
-        `reason`, and the `sha256` of what was found so; of one that could not be read, the `trouble`.
+        At first `width`, `height`, `format`, `mode`, `has_numbers_of_16_bits` and the file's `bytes`, so that memory can be
+        allowed for; then `mode`, `size` and `depth`, the `sha256` of the bytes that were decoded, and the pixels. Of an image
+        that cannot be used, the `reason`, and the `sha256` of what was found so; of one that could not be read, the `trouble`.
     """
     warnings.simplefilter("ignore")
     try:
@@ -280,7 +381,14 @@ def _looked_at(path: Path) -> Answer:
         file.seek(0)
     _waiting.append(file)
     if size is not None:  # Pillow would begin to decode it
-        return {"width": size[0], "height": size[1], "format": "WEBP", "mode": "RGBA", "bytes": num_bytes}, b""
+        return {
+            "width": size[0],
+            "height": size[1],
+            "format": "WEBP",
+            "mode": "RGBA",
+            "bytes": num_bytes,
+            "has_numbers_of_16_bits": False,
+        }, b""
     try:
         image = open_image(file)
     except BadImageError as error:
@@ -295,6 +403,7 @@ def _looked_at(path: Path) -> Answer:
         "format": image.format,
         "mode": image.mode,
         "bytes": num_bytes,
+        "has_numbers_of_16_bits": has_numbers_of_16_bits(image),
     }, b""
 
 

@@ -25,7 +25,16 @@ import numpy as np
 from PIL import Image
 
 from tune_lung.confined import Confined, ConfinedError
-from tune_lung.data.decode import MOST_IMAGE_BYTES, BadImageError, Grey, bad_images, open_image, open_image_file, to_grey
+from tune_lung.data.decode import (
+    MOST_IMAGE_BYTES,
+    BadImageError,
+    Grey,
+    bad_images,
+    has_numbers_of_16_bits,
+    open_image,
+    open_image_file,
+    to_grey,
+)
 from tune_lung.data.depth import Depth, whites_of
 from tune_lung.data.exclusion import ChangedError, ExclusionReason, NotReadError
 from tune_lung.files import DamagedFileError, sha256_of_file
@@ -113,7 +122,7 @@ class GreyReader:
         plain = _opened_if_plain(path)
         if plain is not None:
             image, content = plain
-            wanted = image.width * image.height * _bytes_per_pixel(image.format, image.mode)
+            wanted = image.width * image.height * _bytes_per_pixel(image.format, image.mode, has_numbers_of_16_bits(image))
             with self._room.held(wanted + beside_bytes):
                 grey = _grey_if_good(image, content)
                 if grey is not None:
@@ -141,7 +150,8 @@ class GreyReader:
         with self._child() as child:
             opened, _ = _answer(child, path, {"path": os.path.abspath(path)}, memory_bytes=_HEADER_BYTES)  # noqa: PTH100 - links stay
             width, height = opened["width"], opened["height"]
-            wanted = width * height * _bytes_per_pixel(opened["format"], opened["mode"]) + opened["bytes"]
+            per_pixel = _bytes_per_pixel(opened["format"], opened["mode"], opened["has_numbers_of_16_bits"])
+            wanted = width * height * per_pixel + opened["bytes"]
             with self._room.held(wanted + beside_bytes) as held:
                 memory_bytes = _HEADER_BYTES + min(wanted, held)
                 most_bytes = width * height * _BYTES_OF_NUMBER
@@ -242,10 +252,12 @@ def _sha256_of(path: Path) -> str:
             raise ChangedError from error
 
 
-def _bytes_per_pixel(kind: str | None, mode: str) -> int:
+def _bytes_per_pixel(kind: str | None, mode: str, has_numbers_of_16_bits: bool) -> int:
     """Count what an image of a format and a mode takes while it becomes grey, for each of its pixels."""
     if kind == "WEBP":
         return _BYTES_PER_WEBP_PIXEL
+    if has_numbers_of_16_bits:  # decoded twice
+        return 2 * 4 + _BYTES_PER_GREY_PIXEL * _BYTES_OF_NUMBER
     if mode.startswith("I"):
         return (2 if mode.startswith("I;16") else 4) + _BYTES_PER_GREY_PIXEL * _BYTES_OF_NUMBER
     stored = 1 if mode in ("1", "L", "P") else 4
