@@ -4,8 +4,11 @@ import openpyxl
 import pytest
 from PIL import Image
 
+from tune_lung.confined import Confined
+from tune_lung.data.exclusion import NotReadError
 from tune_lung.data.metadata import metadata_mismatches, read_metadata, sources_by_path, tables_of
 from tune_lung.data.scan import scan
+from tune_lung.files import sha256_of_file
 
 
 @pytest.fixture
@@ -81,3 +84,29 @@ def test_a_table_that_claims_more_cells_than_memory_holds_ends_no_process(folder
 def test_a_table_that_is_a_pipe_is_not_waited_for(folder):
     os.mkfifo(folder / "COVID.metadata.xlsx")
     assert not read_metadata(folder / "COVID.metadata.xlsx").readable
+
+
+def test_a_table_is_told_by_the_digest_of_the_bytes_that_were_read(folder):
+    path = folder / "COVID.metadata.xlsx"
+    write_table(path, [("FILE NAME",), ("COVID-1",)])
+    assert read_metadata(path).sha256 == sha256_of_file(path)
+    path.write_bytes(b"no table")
+    assert (read_metadata(path).readable, read_metadata(path).sha256) == (False, sha256_of_file(path))
+
+
+def test_a_table_that_is_gone_and_a_reader_that_is_killed_say_nothing_of_it(folder, monkeypatch):
+    path = folder / "COVID.metadata.xlsx"
+    with pytest.raises(NotReadError, match="No such file or directory"):
+        read_metadata(path)
+    write_table(path, [("FILE NAME",), ("COVID-1",)])
+    running = Confined._running
+
+    def killed(child):
+        process = running(child)
+        process.kill()
+        process.wait()
+        return process
+
+    monkeypatch.setattr(Confined, "_running", killed)
+    with pytest.raises(NotReadError, match="ended with status -9"):
+        read_metadata(path)

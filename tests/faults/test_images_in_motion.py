@@ -240,15 +240,15 @@ def test_a_limit_of_the_users_on_memory_leaves_no_image_out(tmp_path: Path) -> N
     path = tmp_path / "large.tif"
     Image.fromarray(np.zeros((6000, 6000), np.uint8)).save(path)
     program = f"""
-import resource, sys
+import resource
 from pathlib import Path
 from tune_lung.data import reading
-from tune_lung.data.decode import BadImageError
 real = reading.Confined._running
 def limited(child):
     process = real(child)
     pages = int(Path(f"/proc/{{process.pid}}/statm").read_text().split()[0])
-    resource.prlimit(process.pid, resource.RLIMIT_AS, (-1, pages * resource.getpagesize() + 60_000_000))
+    allowed = pages * resource.getpagesize() + 60_000_000
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (allowed, allowed))
     return process
 with reading.GreyReader() as reader:
     with reader.read(Path({str(path)!r})) as grey:
