@@ -14,6 +14,9 @@ def answer(question: Mapping[str, Any]) -> tuple[Mapping[str, Any], bytes]:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now, now + question["limit"]))
         return {}, b""
+    if "seconds" in question:
+        resource.setrlimit(resource.RLIMIT_CPU, (question["seconds"], question["seconds"]))
+        return {}, b""
     if "exit" in question:
         os._exit(question["exit"])
     if "take" in question:

@@ -49,10 +49,17 @@ def test_a_child_gets_no_more_memory_than_it_may_take(child):
 
 def test_a_child_that_gets_less_than_it_may_take_says_so(child):
     child.ask({"limit": 2 * 10**7}, **BOUNDS)
-    with pytest.raises(ConfinedError, match="The machine has less memory than is allowed") as caught:
+    with pytest.raises(ConfinedError, match="gives less memory or time than is allowed") as caught:
         child.ask({"take": 5 * 10**7}, **BOUNDS)
     assert caught.value.from_outside
     assert not caught.value.is_over_bounds
+
+
+def test_a_child_that_gets_less_time_than_it_may_take_says_so(child):
+    child.ask({"seconds": 5}, **BOUNDS)
+    with pytest.raises(ConfinedError, match="gives less memory or time than is allowed") as caught:
+        child.ask({}, **BOUNDS | {"cpu_seconds": 10})
+    assert caught.value.from_outside
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ _MEMORY_IN_PAGES = Path("/proc/self/statm")
 _ENDS_OF_ITS_OWN = frozenset({-SIGXCPU, -SIGSEGV, -SIGBUS, -SIGABRT, -SIGFPE, -SIGILL})
 """How a child ends that reads what no library can be trusted with; killed, it was by somebody, or for the machine's memory."""
 _NO_ROOM = -1
-"""In place of an answer's size: the machine, or the user's limits, have less memory than was allowed."""
+"""In place of an answer's size: the machine has less memory than was allowed, or the user's limits are lower."""
 _SLACK_BYTES = 2**20
 
 
@@ -150,7 +150,8 @@ def _taken(process: "subprocess.Popen[bytes]", *, most_bytes: int) -> tuple[dict
         raise EOFError
     size, answer = json.loads(head)
     if size == _NO_ROOM:
-        raise ConfinedError("The machine has less memory than is allowed.", is_over_bounds=False, from_outside=True)
+        text = "The machine, or a limit of yours, gives less memory or time than is allowed."
+        raise ConfinedError(text, is_over_bounds=False, from_outside=True)
     if answer is None:
         raise ConfinedError("The answer takes more memory than is allowed.", is_over_bounds=True)
     if size > most_bytes:
@@ -176,15 +177,15 @@ def serve(module: str) -> None:
 
 
 def _answer_one(allowed: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], Answer], pipe: BinaryIO) -> None:
-    is_all_allowed = bound_memory(allowed["memory_bytes"])
-    _bound_time(allowed["cpu_seconds"])
-    values: Mapping[str, Any] | None
+    has_all_memory, has_time = bound_memory(allowed["memory_bytes"]), _bound_time(allowed["cpu_seconds"])
+    values: Mapping[str, Any] | None = None
     content: bytes | memoryview = b""
-    try:
-        values, content = answer(allowed["question"])
-    except MemoryError:
-        values = None
-    has_room = values is not None or (is_all_allowed and _has_what_is_allowed())
+    if has_time:
+        try:
+            values, content = answer(allowed["question"])
+        except MemoryError:
+            values = None
+    has_room = values is not None or (has_time and has_all_memory and _has_what_is_allowed())
     pipe.write(json.dumps([len(content) if has_room else _NO_ROOM, values]).encode() + b"\n")
     pipe.write(content)
     pipe.flush()
@@ -219,10 +220,11 @@ def _has_what_is_allowed() -> bool:
     return True
 
 
-def _bound_time(cpu_seconds: int) -> None:
-    """End this process when it has taken so many seconds from now on."""
+def _bound_time(cpu_seconds: int) -> bool:
+    """End this process when it has taken so many seconds from now on; say whether a limit of the user's lets it have them."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    _set_soft(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds)
+    bound = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds
+    return _set_soft(resource.RLIMIT_CPU, bound) == bound
 
 
 def _set_soft(kind: int, bound: int) -> int:

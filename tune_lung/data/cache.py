@@ -322,10 +322,21 @@ class Digests:
                     progress(done, len(new))
         if new:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
-            settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
+            unsettled = {name for name in new if _stamp(files[name]) != stamps[name]}
+            settled = {
+                name: [stamp, known[name]]
+                for name, stamp in stamps.items()
+                if _is_settled(stamp, now_ns) and name not in unsettled
+            }
             folder_in(path.parent.parent, path.parent.name)
             write_json_with_digest(path, {"files": remembered | settled}, lasts=False)
         return {name: known[name] for name in files}
+
+    def forget(self) -> None:
+        """Read every file again at the next start: one was not what was remembered of it."""
+        path, remembered = self._remembered()
+        if remembered:
+            write_json_with_digest(path, {"files": {}}, lasts=False)
 
     def _remembered(self) -> tuple[Path, dict[str, Any]]:
         """Read what is remembered, and from where; the next place serves where something else than ours has this one."""

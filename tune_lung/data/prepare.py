@@ -97,7 +97,9 @@ def prepare(
         synthetic=synthetic or found.synthetic,
         progress=progress or _silent,
     )
-    digests = cache.digests(root).of(recipe.files(), progress=lambda done, total: recipe.progress("Reading", done, total))
+    memory = cache.digests(root)
+    with memory_needed():
+        digests = memory.of(recipe.files(), progress=lambda done, total: recipe.progress("Reading", done, total))
     key = content_key(recipe.key(digests))
     tables: list[pd.DataFrame] = []
 
@@ -106,8 +108,12 @@ def prepare(
         tables.append(_read_images(directory))
 
     def build(directory: Path) -> None:
-        with memory_needed():
-            tables.append(_build(recipe, digests, directory))
+        try:
+            with memory_needed():
+                tables.append(_build(recipe, digests, directory))
+        except ChangedError:
+            memory.forget()
+            raise
 
     folder = cache.entry("stores", key, build=build, check=check)
     store, images = PixelStore.open(folder), tables[-1]
