@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID
 
 from tune_lung.config import PointValue, RunConfig, Split, TrialConfig
 from tune_lung.data.cache import Cache
+from tune_lung.data.depth import MIXED_DEPTHS
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.prepare import PreparedData
 from tune_lung.data.store import PixelStore
@@ -76,6 +77,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         asked = time.monotonic()
         prepared = _prepare(data, cache, console)
         store_seconds = time.monotonic() - asked
+        _warn_of_depths(prepared, console)
         _require_masks(request.space, prepared)
         with ray_session(options.address):
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
@@ -124,6 +126,12 @@ def _prepare(data: DataRequest, cache: Cache, console: Console) -> PreparedData:
             bars.update(tasks[stage], completed=done, total=total)
 
         return data.prepare(cache, show)
+
+
+def _warn_of_depths(prepared: PreparedData, console: Console) -> None:
+    num_images = PixelStore.open(prepared.store).num_far_below_white
+    if num_images:
+        say(console, f"{num_images} X-rays {MIXED_DEPTHS}")
 
 
 def _require_masks(space: SearchSpace, prepared: PreparedData) -> None:

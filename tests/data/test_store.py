@@ -17,6 +17,9 @@ def decoded(seed=0, *, masks=True):
         has_mask_M=np.array([masks] * 5 + [False]),
         labels_M=np.array([0, 0, 1, 1, 0, 1]),
         image_ids=[f"{number:016x}" for number in range(6)],
+        whites={255: 6},
+        mask_whites={255: 5} if masks else {},
+        num_far_below_white=0,
     )
 
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, RunConfig
+from tune_lung.confined import ConfinedError
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES, Cache, num_workers
-from tune_lung.data.decode import MOST_IMAGE_BYTES, BadImageError, without_pillow_warnings
-from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.data.decode import BadImageError, without_pillow_warnings
+from tune_lung.data.depth import MIXED_DEPTHS, WHITE_OF_8_BITS, Depth, count_whites, whites_of
+from tune_lung.data.exclusion import ExclusionReason, NotReadError
 from tune_lung.data.metadata import metadata_mismatches
 from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
@@ -28,7 +30,6 @@ from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
-from tune_lung.files import DamagedFileError, sha256_of_file
 from tune_lung.interrupts import end_process
 from tune_lung.printable import in_one_line
 from tune_lung.threads import Threads
@@ -112,32 +113,51 @@ class _FileReport:
     image: ImageFile
     sha256: str
     form: str
-    """Mode and size as stored; empty for a bad file."""
+    """Mode as stored, and size; empty for a bad file."""
     reason: ExclusionReason | None
+    depth: Depth | None
+    """Of a good image of more than 8 bits."""
     mask_is_good: bool
+    mask_is_unread: bool
+    """Whether the system did not let the mask be read."""
 
 
 def _report(image: ImageFile, reader: GreyReader) -> _FileReport:
-    digest = ""
+    digest, form, reason, depth = "", "", None, None
     try:
         with reader.read(image.path) as grey:
-            form, reason = f"{grey.stored_mode} {grey.image.width}x{grey.image.height}", None
-        digest = sha256_of_file(image.path, most_bytes=MOST_IMAGE_BYTES)
+            digest, form, depth = grey.sha256, f"{grey.stored_mode} {grey.image.width}x{grey.image.height}", grey.depth
     except BadImageError as error:
-        form, reason = "", error.reason
-    except (OSError, DamagedFileError):  # it has changed since it was decoded
-        form, reason = "", ExclusionReason.UNREADABLE
-    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask, reader))
+        reason = error.reason
+    except NotReadError as error:
+        reason = _unreadable(error)
+    mask = ExclusionReason.OTHER_FILE if image.mask is None else _reason_of_mask(image.mask, reader)
+    return _FileReport(
+        image=image,
+        sha256=digest,
+        form=form,
+        reason=reason,
+        depth=depth,
+        mask_is_good=mask is None,
+        mask_is_unread=mask is ExclusionReason.UNREADABLE,
+    )
 
 
-def _is_good(mask: Path | None, reader: GreyReader) -> bool:
-    if mask is None:
-        return False
+def _reason_of_mask(mask: Path, reader: GreyReader) -> ExclusionReason | None:
     try:
         with reader.read(mask):
-            return True
-    except BadImageError:
-        return False
+            return None
+    except BadImageError as error:
+        return error.reason
+    except NotReadError as error:
+        return _unreadable(error)
+
+
+def _unreadable(error: NotReadError) -> ExclusionReason:
+    """Take for the file's what the system says of it, and nothing else, such as a lack of memory."""
+    if isinstance(error.__cause__, MemoryError | ConfinedError):
+        raise error
+    return ExclusionReason.UNREADABLE
 
 
 def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
@@ -151,6 +171,7 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
             reports.append(report)
             progress("Reading", len(reports), len(found.images))
     yield from _class_lines(found, reports)
+    yield from _depth_lines(reports)
     yield from _exclusion_lines(found, reports)
     yield from _equal_lines(reports)
 
@@ -170,11 +191,29 @@ def _class_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
         )
 
 
+def _depth_lines(reports: Sequence[_FileReport]) -> Iterator[str]:
+    """Say how films of more than 8 bits are scaled, and name those that the common scale leaves near one shade."""
+    good = [report for report in reports if report.reason is None]
+    whites = whites_of(report.depth for report in good)
+    counts = count_whites(whites, [report.depth for report in good])
+    if not counts.keys() - {WHITE_OF_8_BITS}:
+        return
+    yield "white, as stored: " + ", ".join(f"{white} in {count} images" for white, count in counts.items())
+    if len(counts) > 1:
+        yield "a mixture of depths, each with its own white"
+    far = sorted(report.image.relative for report in good if whites.is_far_below(report.depth))
+    if far:
+        yield f"a mixture of depths under one white: {len(far)} images reach a quarter of it at most, and become near one shade"
+        yield from (f"    {relative}" for relative in far)
+
+
 def _exclusion_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
     named: dict[ExclusionReason, list[str]] = defaultdict(list)
     for report in reports:
         if report.reason is not None:
             named[report.reason].append(report.image.relative)
+        if report.mask_is_unread and report.image.mask is not None:
+            named[ExclusionReason.UNREADABLE].append(f"{report.image.mask.relative_to(found.root)} (mask)")
     for item in found.excluded:
         named[item.reason].append(item.relative)
     yield f"{sum(map(len, named.values()))} files left out"
@@ -230,6 +269,8 @@ def _prepare_lines(options: argparse.Namespace) -> Iterator[str]:
             yield _SYNTHETIC_LINE
         reasons = Counter(data.images["excluded_reason"].dropna())
         yield ", ".join(f"{store.num_images[split]} {split}" for split in SPLITS) + f" images at {store.image_size} pixels"
+        if store.num_far_below_white:
+            yield f"{store.num_far_below_white} of them {MIXED_DEPTHS}"
         yield f"{sum(store.num_masks.values())} of them have a lung mask"
         yield f"{reasons.total()} files left out" + "".join(f", {count} {reason}" for reason, count in sorted(reasons.items()))
         yield f"Store: {data.store}" if options.cache_size else "Cache size 0: the store was built, checked and removed."

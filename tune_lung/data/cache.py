@@ -50,6 +50,7 @@ from tune_lung.data.cache_proof import (
     size_of,
     write_listing,
 )
+from tune_lung.data.exclusion import NotReadError
 from tune_lung.errors import InputError, NoRoomError, is_no_room
 from tune_lung.files import DamagedFileError, places, sha256_of_file, write_json_with_digest
 from tune_lung.threads import Threads
@@ -299,12 +300,17 @@ class Digests:
             progress: Told how many files of how many are done.
 
         Returns:
-            64 hexadecimal digits by name; None for one that cannot be read, is no regular file, or larger than any that is used.
+            64 hexadecimal digits by name; None for one that is no regular file, or larger than any that is used.
+
+        Raises:
+            NotReadError: One cannot be read.
         """
         path, remembered = self._remembered()
         stamps = {name: _stamp(path) for name, path in files.items()}
-        known = {
-            name: remembered[name][1] for name, stamp in stamps.items() if name in remembered and remembered[name][0] == stamp
+        known = {  # None was once remembered of what could not be read, too
+            name: remembered[name][1]
+            for name, stamp in stamps.items()
+            if name in remembered and remembered[name][0] == stamp and remembered[name][1] is not None
         }
         new = [name for name in files if name not in known]
         now_ns = time.time_ns()
@@ -316,10 +322,21 @@ class Digests:
                     progress(done, len(new))
         if new:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
-            settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
+            unsettled = {name for name in new if _stamp(files[name]) != stamps[name]}
+            settled = {
+                name: [stamp, known[name]]
+                for name, stamp in stamps.items()
+                if _is_settled(stamp, now_ns) and name not in unsettled
+            }
             folder_in(path.parent.parent, path.parent.name)
             write_json_with_digest(path, {"files": remembered | settled}, lasts=False)
         return {name: known[name] for name in files}
+
+    def forget(self) -> None:
+        """Read every file again at the next start: one was not what was remembered of it."""
+        path, remembered = self._remembered()
+        if remembered:
+            write_json_with_digest(path, {"files": {}}, lasts=False)
 
     def _remembered(self) -> tuple[Path, dict[str, Any]]:
         """Read what is remembered, and from where; the next place serves where something else than ours has this one."""
@@ -364,8 +381,10 @@ def _is_settled(stamp: list[int] | None, now_ns: int) -> bool:
 def _digest(path: Path) -> str | None:
     try:
         return sha256_of_file(path, most_bytes=_MOST_BYTES_TO_HASH)
-    except (OSError, DamagedFileError):
+    except (DamagedFileError, IsADirectoryError):
         return None
+    except OSError as error:
+        raise NotReadError(error.strerror or str(error)) from error
 
 
 def _check_size(size_bytes: int) -> None:

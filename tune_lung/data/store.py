@@ -18,11 +18,12 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung.config import Split
+from tune_lung.data.depth import WHITE_OF_8_BITS
 from tune_lung.errors import InputError
 from tune_lung.files import DamagedFileError, check_regular_file, plain_json, read_regular_file, write_text_whole
 from tune_lung.shapes import Count, ListOf, Number, Text, require_shape
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Raised whenever the same images would be stored differently: decoding, resizing, grouping, splitting, layout."""
 _DESCRIPTION = "store.json"
 _MOST_DESCRIPTION_BYTES = 16 * 2**20
@@ -64,6 +65,9 @@ class _StoreShape(TypedDict):
     train_deviation: Number
     num_images: dict[Split, Count]
     num_masks: dict[Split, Count]
+    whites: dict[str, Count]
+    mask_whites: dict[str, Count]
+    num_far_below_white: Count
 
 
 _SHAPE = TypeAdapter(_StoreShape)
@@ -91,6 +95,12 @@ class PixelStore:
     """Images of each part."""
     num_masks: Mapping[Split, int]
     """Images of each part that have a mask."""
+    whites: Mapping[str, int]
+    """Images by the number, in their files, that has become 255; that is 255 itself for images of 8 bits."""
+    mask_whites: Mapping[str, int]
+    """The same of masks."""
+    num_far_below_white: int
+    """Images that use so little of their scale that they are near one shade: the data mix depths."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -184,6 +194,12 @@ class DecodedImages:
     """Indices into the classes."""
     image_ids: Sequence[str]
     """Their ids."""
+    whites: Mapping[int, int]
+    """Images by the stored number that has become 255."""
+    mask_whites: Mapping[int, int]
+    """The same of masks."""
+    num_far_below_white: int
+    """Images that use so little of their scale that they are near one shade."""
 
 
 def write_store(
@@ -200,6 +216,8 @@ def write_store(
     """
     image_size = images.pixels_MHW.shape[1]
     digest = hashlib.sha256(json.dumps([list(classes), image_size]).encode())
+    if {*images.whites, *images.mask_whites} - {WHITE_OF_8_BITS}:  # what it was before there were others, where there are none
+        digest.update(json.dumps([images.whites, images.mask_whites], sort_keys=True).encode())
     num_images: dict[str, int] = {}
     num_masks: dict[str, int] = {}
     for name in ("train", "validation", "test"):
@@ -226,6 +244,9 @@ def write_store(
         "train_deviation": deviation,
         "num_images": num_images,
         "num_masks": num_masks,
+        "whites": images.whites,
+        "mask_whites": images.mask_whites,
+        "num_far_below_white": images.num_far_below_white,
     }
     write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1), lasts=False)  # a store can be built again
 
