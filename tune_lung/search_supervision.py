@@ -8,7 +8,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from tune_lung.config import Split
+from tune_lung.config import Split, torch_threads
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
@@ -17,11 +17,11 @@ from tune_lung.printable import in_one_line
 from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, Outcome, SearchSettings, ended, new_manifest, resumed
+from tune_lung.results.manifest import DataFacts, Numerics, Outcome, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
-from tune_lung.resume_options import check_same_data, check_same_weights
+from tune_lung.resume_options import check_same_data, check_same_numbers, check_same_weights
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
@@ -61,6 +61,8 @@ def opened_ledger(
         return
     check_same_data(request.resumed, fingerprint=prepared.fingerprint, counts=_counts(prepared))
     check_same_weights(request.resumed, sources)
+    numerics = _numerics(request, setup)
+    check_same_numbers(request.resumed, **numerics)
     found = read_run(request.root)
     ledger = Ledger.open(request.root, damaged=found.damaged, check_writer=request.ownership.check)
     manifest = resumed(
@@ -70,6 +72,8 @@ def opened_ledger(
         space=request.space,
         strategy=request.strategy,
         settings=_settings(request),
+        numerics=numerics,
+        allow_other_numbers=request.options.allow_other_numbers,
     )
     ledger.write_manifest(manifest)
     if not ledger.has_images():
@@ -103,6 +107,7 @@ def _begun(
         data=facts,
         weights=sources,
         settings=_settings(request),
+        numerics=_numerics(request, setup),
     )
 
     def fill(ledger: Ledger) -> None:
@@ -117,6 +122,14 @@ def _begun(
 def _settings(request: SearchRequest) -> SearchSettings:
     options = request.options
     return SearchSettings(limit=options.limit, strict_data=options.strict_data, keep=options.keep)
+
+
+def _numerics(request: SearchRequest, setup: SearchSetup) -> Numerics:
+    return Numerics(
+        device="cuda" if setup.gpus_per_trial else "cpu",
+        threads=torch_threads(setup.cpus_per_trial),
+        precision=request.space.precision(),
+    )
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:
