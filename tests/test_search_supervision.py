@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from tune_lung import search_request
+from tune_lung import search_request, search_supervision
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import InputError, SupersededError
 from tune_lung.files import read_json_with_digest
@@ -19,15 +19,18 @@ from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import read_run
+from tune_lung.results.schema import FailureKind, TrialStatus
 from tune_lung.resume_options import resumed_search
 from tune_lung.search_flow import _known_trials
 from tune_lung.search_options import search_parser
 from tune_lung.search_request import SearchRequest
-from tune_lung.search_supervision import _write_end, opened_ledger
+from tune_lung.search_supervision import Supervised, _write_end, opened_ledger, supervise
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
+from tune_lung.tuning.trial_record import TrialRecord
 
 from tests.tuned_run import setup_of, write_tuned_run
+from tests.tuning.conftest import RESOURCES
 
 
 class FrozenClock(datetime):
@@ -236,3 +239,40 @@ def test_a_run_of_before_goes_on_without_the_comparison(root: Path, setup: Searc
 def test_a_new_run_has_no_other_numbers_to_allow(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--allow-other-numbers goes with --resume alone"):
         request_of(tmp_path, "--allow-other-numbers")
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        (["damaged_cache", "lost_worker", "bug"], "2 trials failed for a cause that may be mended. To try again: --resume"),
+        (["unfit_node"], "1 trial failed for a cause that may be mended. To try again: --resume"),
+        (["bug", "diverged"], None),
+    ],
+)
+def test_the_end_names_what_failed_for_a_cause_that_may_be_mended(
+    root: Path,
+    setup: SearchSetup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failed: list[str],
+    told: str | None,
+) -> None:
+    plan = setup.plan_trial("cnn", {"model": "cnn", "padding": "same"})
+    done = TrialRecord(plan=plan, resources=RESOURCES, status=TrialStatus.COMPLETED)
+    records = [replace(done, status=TrialStatus.FAILED, failure_kind=FailureKind(kind)) for kind in failed]
+    monkeypatch.setattr(search_supervision, "_run", lambda *_: [done, *records])
+    with Ownership.claim(root, at_least=2) as own:
+        supervised = Supervised(
+            request=going_on(root, own),
+            setup=replace(setup, run_root=root),
+            resources=RESOURCES,
+            ledger=Ledger.open(root),
+            ownership=own,
+            known=[],
+            found=None,
+            seconds_before=(0.0, 0.0),
+        )
+        assert supervise(supervised, Console(width=1000)) is None
+    printed = capsys.readouterr().out
+    assert (told is None) == ("may be mended" not in printed)
+    assert told is None or told in printed

@@ -25,6 +25,7 @@ from tune_lung.resume_options import check_same_data, check_same_numbers, check_
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
 from tune_lung.tuning.proposals.warm_start import lessons_as_json
@@ -194,6 +195,10 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
     except BaseException:
         _write_end(ledger, "failed")
         raise
+    num_curable = sum(record.status is TrialStatus.FAILED and record.failure_kind in CURABLE for record in records)
+    if num_curable:
+        trials = "1 trial" if num_curable == 1 else f"{num_curable} trials"
+        say(console, f"{trials} failed for a cause that may be mended. To try again: --resume {shown_path(root)}")
     num_useful = sum(record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for record in records)
     _write_end(ledger, "completed" if num_useful else "failed")
     if num_useful:
