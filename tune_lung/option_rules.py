@@ -106,6 +106,7 @@ OPTION_RULES = (
     OptionRule("dry_run", bool, Kept.NOWHERE, Change.NEVER),
     OptionRule("list_spaces", bool, Kept.NOWHERE, Change.NEVER),
     OptionRule("resume", Path, Kept.NOWHERE, Change.FREELY),
+    OptionRule("allow_other_numbers", bool, Kept.NOWHERE, Change.FREELY),  # each attempt's manifest has what it said
 )
 """Every option of `python -m tune_lung.search`, once."""
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.config import DeviceKind, Precision, RunConfig, TrialConfig
 from tune_lung.errors import InputError, shortened
 from tune_lung.option_rules import OPTION_RULES, Change, Kept, rules_of
 from tune_lung.remembered import remembered
@@ -149,6 +149,39 @@ def check_same_weights(resumed: ResumedSearch, sources: Mapping[str, Mapping[str
                 f"--resume: the weights of {model} are not those of '{resumed.root.name}' ({then['name']}). Give them with"
                 " --weights."
             )
+
+
+def check_same_numbers(resumed: ResumedSearch, *, device: DeviceKind | None, threads: int, precision: Precision) -> None:
+    """Refuse another way of computing than that of the attempt before, which gives the same trials other numbers.
+
+    Args:
+        resumed: The search. What its manifest does not say, as that of an older version, is not compared.
+        device: Where trials are computed; None while that is not known.
+        threads: Threads of each trial.
+        precision: Number format.
+
+    Raises:
+        InputError: It is another, and that was not allowed.
+    """
+    then = resumed.manifest.get("numerics")
+    if then is None or resumed.options.allow_other_numbers:
+        return
+    told = {"cpu": "CPUs", "cuda": "GPUs"}
+    differences, as_before = [], []
+    if device is not None and device != then["device"]:
+        differences.append(f"device: {told[then['device']]} there and {told[device]} here")
+        as_before.append("--gpus-per-trial 0" if then["device"] == "cpu" else "--gpus-per-trial 1")
+    if threads != then["threads"]:
+        differences.append(f"threads of a trial: {then['threads']} there and {threads} here")
+        as_before.append(f"--cpus-per-trial {then['threads']}")
+    if precision != then["precision"]:
+        differences.append(f"precision: {then['precision']} there and {precision} here")
+    if differences:
+        go_on = f"Go on with {' '.join(as_before)}, or allow" if as_before else "Allow"
+        raise InputError(
+            f"--resume: '{resumed.root.name}' would be computed otherwise ({'; '.join(differences)}), and numbers would differ."
+            f" {go_on} it with --allow-other-numbers; every report will say so."
+        )
 
 
 def _require_own_kind(root: Path, manifest: Mapping[str, Any]) -> None:

@@ -164,7 +164,8 @@ def _table_of(runs: Sequence["Run"]) -> Table:
         statuses = Counter(str(status) for status in run.trials["status"])
         started = str(manifest["started_utc"])[:16].replace("T", " ")
         about = (run.name, f"  {manifest['space']['name']}, {_data_label(run)}", f"  {started} UTC")
-        columns = (about, (manifest["status"],), _counts(statuses), _best_cell(run))
+        state = (manifest["status"], *("other numbers" for _ in run.notes_of_numbers))
+        columns = (about, state, _counts(statuses), _best_cell(run))
         table.add_row(*(Text("\n".join(in_one_line(line, most=_MOST_LETTERS) for line in lines)) for lines in columns))
     return table
 

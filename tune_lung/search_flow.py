@@ -13,7 +13,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tune_lung.config import PointValue, RunConfig, Split, TrialConfig
+from tune_lung.config import (
+    DEFAULT_CPUS_PER_TRIAL,
+    DeviceKind,
+    PointValue,
+    RunConfig,
+    Split,
+    TrialConfig,
+    torch_threads,
+)
 from tune_lung.data.cache import Cache
 from tune_lung.data.depth import MIXED_DEPTHS
 from tune_lung.data.exclusion import ExclusionReason
@@ -25,6 +33,7 @@ from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
+from tune_lung.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.screen import say
 from tune_lung.search_options import bytes_of, seconds_of
 from tune_lung.search_request import SearchRequest
@@ -69,6 +78,8 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     """
     started = time.monotonic()
     options = request.options
+    if request.resumed is not None:
+        _require_same_numbers(request, request.resumed)
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
@@ -114,6 +125,16 @@ def _data_request(request: SearchRequest) -> DataRequest:
         cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
         cache_size_bytes=bytes_of(options.cache_size),
     )
+
+
+def _require_same_numbers(request: SearchRequest, resumed: ResumedSearch) -> None:
+    """Refuse, before any work, what options alone show to give other numbers; the rest is compared when Ray has answered."""
+    cpus, gpus = request.options.cpus_per_trial, request.options.gpus_per_trial
+    device: DeviceKind | None = None
+    if gpus is not None:
+        device = "cuda" if gpus else "cpu"
+    threads = torch_threads(DEFAULT_CPUS_PER_TRIAL if cpus is None else cpus)
+    check_same_numbers(resumed, device=device, threads=threads, precision=request.space.precision())
 
 
 def _prepare(data: DataRequest, cache: Cache, console: Console) -> PreparedData:

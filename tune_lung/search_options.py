@@ -107,6 +107,11 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         metavar="RUN",
         help="go on with a run that was stopped; --samples, --repeats, --time-budget and --max-epochs may grow",
     )
+    group.add_argument(
+        "--allow-other-numbers",
+        action="store_true",
+        help="with --resume: go on with other threads, or another kind of device, though numbers differ; reports say so",
+    )
     group.add_argument("--dry-run", action="store_true", help="say what it would try, take and need, and stop")
 
 

@@ -47,6 +47,8 @@ class SearchRequest:
         Raises:
             InputError: Options contradict each other or the space, the run exists, or it cannot learn from the run named.
         """
+        if options.allow_other_numbers:
+            raise InputError("--allow-other-numbers goes with --resume alone: a new run has no other numbers.")
         space = space_of(options)
         run = run_config_of(options, space)
         space.check(run)

@@ -8,7 +8,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from tune_lung.config import Split
+from tune_lung.config import Split, torch_threads
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
@@ -17,14 +17,15 @@ from tune_lung.printable import in_one_line
 from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, Outcome, SearchSettings, ended, new_manifest, resumed
+from tune_lung.results.manifest import DataFacts, Numerics, Outcome, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
-from tune_lung.resume_options import check_same_data, check_same_weights
+from tune_lung.resume_options import check_same_data, check_same_numbers, check_same_weights
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
 from tune_lung.tuning.proposals.warm_start import lessons_as_json
@@ -61,6 +62,8 @@ def opened_ledger(
         return
     check_same_data(request.resumed, fingerprint=prepared.fingerprint, counts=_counts(prepared))
     check_same_weights(request.resumed, sources)
+    numerics = _numerics(request, setup)
+    check_same_numbers(request.resumed, **numerics)
     found = read_run(request.root)
     ledger = Ledger.open(request.root, damaged=found.damaged, check_writer=request.ownership.check)
     manifest = resumed(
@@ -70,6 +73,8 @@ def opened_ledger(
         space=request.space,
         strategy=request.strategy,
         settings=_settings(request),
+        numerics=numerics,
+        allow_other_numbers=request.options.allow_other_numbers,
     )
     ledger.write_manifest(manifest)
     if not ledger.has_images():
@@ -103,6 +108,7 @@ def _begun(
         data=facts,
         weights=sources,
         settings=_settings(request),
+        numerics=_numerics(request, setup),
     )
 
     def fill(ledger: Ledger) -> None:
@@ -117,6 +123,14 @@ def _begun(
 def _settings(request: SearchRequest) -> SearchSettings:
     options = request.options
     return SearchSettings(limit=options.limit, strict_data=options.strict_data, keep=options.keep)
+
+
+def _numerics(request: SearchRequest, setup: SearchSetup) -> Numerics:
+    return Numerics(
+        device="cuda" if setup.gpus_per_trial else "cpu",
+        threads=torch_threads(setup.cpus_per_trial),
+        precision=request.space.precision(),
+    )
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:
@@ -181,6 +195,10 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
     except BaseException:
         _write_end(ledger, "failed")
         raise
+    num_curable = sum(record.status is TrialStatus.FAILED and record.failure_kind in CURABLE for record in records)
+    if num_curable:
+        trials = "1 trial" if num_curable == 1 else f"{num_curable} trials"
+        say(console, f"{trials} failed for a cause that may be mended. To try again: --resume {shown_path(root)}")
     num_useful = sum(record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for record in records)
     _write_end(ledger, "completed" if num_useful else "failed")
     if num_useful:

@@ -186,3 +186,23 @@ def test_a_synchronisers_copy_of_a_part_is_no_part_and_is_left_alone(tmp_path: P
     assert run.damaged == ()
     Ledger.open(root, damaged=run.damaged).write_trial({**run.trials.iloc[0][["trial_id", "point_id", "cell", "status"]]})
     assert {copy: copy.read_bytes() for copy in copies} == copies
+
+
+@pytest.mark.parametrize("name", ["{}_1", "A{}", "conflict_{}"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_of_a_part_and_its_copies_under_parts_names_the_part_counts_and_each_row_once(
+    tmp_path: Path, name: str, is_cut: bool
+) -> None:
+    root = write_fabricated_run(tmp_path / "run")
+    before, copies = read_run(root), set()
+    for table in ("trials", "epochs", "predictions", "images"):
+        part = next(path for path in RunPaths(root).parts(table) if path.stem != "schema")
+        copy = part.with_stem(name.format(part.stem))
+        copy.write_bytes(part.read_bytes()[: -40 if is_cut else None])
+        copies.add(f"{table}/{copy.name}")
+    run = read_run(root)
+    assert set(run.damaged) == copies
+    for table in TABLES:
+        pd.testing.assert_frame_equal(getattr(run, table), getattr(before, table))
+    Ledger.open(root, damaged=run.damaged)
+    assert read_run(root).damaged == ()

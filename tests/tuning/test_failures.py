@@ -18,7 +18,8 @@ TEXTS = {
     " (1) the process was killed by the OOM killer": FailureKind.LOST_WORKER,
     "": FailureKind.LOST_WORKER,
     "tune_lung.tuning.plan.OtherImagesError: This node's image folder differs": FailureKind.BAD_DATA,
-    "tune_lung.data.store.StoreDamagedError: The pixel store is damaged": FailureKind.BAD_DATA,
+    "tune_lung.data.store.StoreDamagedError: The pixel store is damaged": FailureKind.DAMAGED_CACHE,
+    "tune_lung.training.prefix_features.FeaturesDamagedError: Stored prefix features changed": FailureKind.DAMAGED_CACHE,
     "Traceback (most recent call last):\nKeyError: 'x'": FailureKind.BUG,
     "Failure # 1\nThe actor 5a is unavailable: RpcError. The task may or may not have been executed.": FailureKind.LOST_WORKER,
     "Failure # 1\nThe placement group corresponding to this Actor has been removed.": FailureKind.LOST_NODE,
@@ -121,8 +122,8 @@ def test_an_error_raised_from_another_is_sorted_by_the_first_cause_that_tells() 
     damaged = "tune_lung.data.store.StoreDamagedError: The pixel store /cache is damaged."
     for first, connection, then, kind in (
         (denied, caused, damaged, FailureKind.UNFIT_NODE),
-        ("ValueError: no JSON", caused, damaged, FailureKind.BAD_DATA),
-        (absent, caused, damaged, FailureKind.BAD_DATA),
+        ("ValueError: no JSON", caused, damaged, FailureKind.DAMAGED_CACHE),
+        (absent, caused, damaged, FailureKind.DAMAGED_CACHE),
         ("torch.OutOfMemoryError: CUDA out of memory.", caused, "ValueError: no features", FailureKind.OUT_OF_MEMORY),
         (absent, handled, "KeyError: 'x'", FailureKind.BUG),
         ("KeyError: 'x'", handled, denied, FailureKind.UNFIT_NODE),

@@ -249,10 +249,12 @@ def begin(recorder: Recorder, record: TrialRecord) -> None:
     recorder.on_trial_start(0, [], LooksLikeATrial(trial_id=plan.trial_id, config=config | {"point": point}))
 
 
-def test_a_trial_whose_nodes_were_unfit_is_tried_again_and_one_with_a_bug_is_not(run: Path) -> None:
+@pytest.mark.parametrize("kind", ["unfit_node", "damaged_cache", "bad_data", "lost_worker", "lost_node", "hung"])
+@pytest.mark.parametrize("final", ["bug", "diverged", "out_of_memory"])
+def test_what_failed_for_a_cause_outside_of_its_trial_is_tried_again_and_nothing_else(run: Path, kind: str, final: str) -> None:
     found = read_run(run)
     first, *others = found.trials.loc[found.trials["status"] == "failed", "trial_id"]
-    kinds = {first: "unfit_node"} | dict.fromkeys(others, "bug")
+    kinds = {first: kind} | dict.fromkeys(others, final)
     found.trials["failure_kind"] = found.trials["trial_id"].map(kinds)
     earlier = earlier_attempts(found, SPACE, strategy_of(), setup_of(run.parent), is_time_left=True)
     statuses = {record.plan.trial_id: record.status for record in earlier.records}

@@ -18,10 +18,9 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +28,7 @@ from typing import Any, Self
 import platformdirs
 from filelock import FileLock, Timeout
 
+from tune_lung.data.cache_content import proven_files
 from tune_lung.data.cache_proof import (
     KINDS,
     LOCKS,
@@ -41,7 +41,6 @@ from tune_lung.data.cache_proof import (
     is_idle_lock,
     is_lock,
     key_of,
-    listed_files,
     listing_of,
     mark,
     memory_of,
@@ -365,12 +364,9 @@ def content_key(content: Mapping[str, object] | Sequence[object]) -> str:
 
 def _stamp(path: Path) -> list[int] | None:
     try:
-        return _stamp_of(path.stat())
+        status = path.stat()
     except OSError:
         return None
-
-
-def _stamp_of(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
@@ -450,27 +446,8 @@ def _passes(folder: Path, check: Callable[[Path], object]) -> bool:
 
 
 def _is_whole(folder: Path, check: Callable[[Path], object]) -> bool:
-    """Whether an entry's listed files are there, byte for byte as they were built; what else lies there is no matter.
-
-    They are read once in a process, and after a change.
-    """
-    listing = listing_of(folder)
-    if listing is None:
-        return False
-    try:
-        files = listed_files(folder, listing)
-        if files.keys() != listing.keys() or not _passes(folder, check):
-            return False
-        stamp = tuple((name, listing[name], *_stamp_of(files[name])) for name in sorted(files))
-        return _is_as_listed(folder, stamp)
-    except OSError:
-        return False
-
-
-@lru_cache(maxsize=256)
-def _is_as_listed(folder: Path, stamp: Sequence[tuple[str, str, Hashable]]) -> bool:
-    """Whether files have their SHA-256; the answer belongs to these sizes and times."""
-    return all(sha256_of_file(folder / name) == sha256 for name, sha256, *_ in stamp)
+    """Whether an entry's listed files are there, byte for byte as they were built; what else lies there is no matter."""
+    return listing_of(folder) is not None and _passes(folder, check) and proven_files(folder) is not None
 
 
 def _is_locked(path: Path) -> bool:

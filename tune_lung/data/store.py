@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung.config import Split
+from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.depth import WHITE_OF_8_BITS
 from tune_lung.errors import InputError
 from tune_lung.files import DamagedFileError, check_regular_file, plain_json, read_regular_file, write_text_whole
@@ -33,7 +34,7 @@ OpenPart: TypeAlias = Literal["train", "validation"]
 
 
 class StoreDamagedError(InputError):
-    """A pixel store that is missing, incomplete or of another version."""
+    """A pixel store that is missing, not what was built, changed while it was read, or of another version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,35 +102,41 @@ class PixelStore:
     """The same of masks."""
     num_far_below_white: int
     """Images that use so little of their scale that they are near one shade: the data mix depths."""
+    files: ProvenFiles
+    """What lay in its folder when it was opened."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Open a store, checking that its files are there in full length.
+        """Open a store, checking that its files are what was built.
 
         Args:
-            directory: The store's folder.
+            directory: The store's folder, an entry of the cache.
 
         Returns:
             The store; pixels are mapped when a part is asked for.
 
         Raises:
-            StoreDamagedError: A file is missing or short, or the store is another version's.
+            StoreDamagedError: A file is not there or not what was built, or the store is another version's.
         """
+        files = proven_files(directory)
         path = directory / _DESCRIPTION
+        if files is None:
+            raise StoreDamagedError(_damaged_text(directory))
         try:
             content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
             described = require_shape(_SHAPE, content)
             sizes = {name: (directory / name).stat().st_size for name in described["files"]}
         except (OSError, ValueError) as error:
             raise StoreDamagedError(_damaged_text(directory)) from error
-        if described["version"] != STORE_VERSION or sizes != described["files"]:
+        if described["version"] != STORE_VERSION or sizes != described["files"] or not files.are_unchanged([_DESCRIPTION]):
             raise StoreDamagedError(_damaged_text(directory))
-        return cls(directory=directory, classes=tuple(described["classes"]), **_fields(described))
+        return cls(directory=directory, classes=tuple(described["classes"]), files=files, **_fields(described))
 
     def part(self, name: OpenPart) -> Part:
-        """Map the images for training or validation.
+        """Map the images for training or validation; whoever has read them asks `check` whether they were right.
 
         Raises:
+            StoreDamagedError: They are not those that were built.
             ValueError: The name is another one; the test images are sealed.
         """
         if name not in ("train", "validation"):
@@ -140,11 +147,21 @@ class PixelStore:
         """Map the sealed test images: for evaluation alone, after the search."""
         return self._read("test")
 
+    def check(self, *names: Split) -> None:
+        """See that all that was read of some parts since the store was opened was right.
+
+        Raises:
+            StoreDamagedError: A file of theirs has changed since then, or is gone.
+        """
+        if not self.files.are_unchanged([file for name in names for file in _files_of(name)]):
+            raise StoreDamagedError(f"The pixel store {self.directory} changed while it was read.")
+
     def _read(self, name: Split) -> Part:
+        self.check(name)
         masks = self.directory / f"{name}_masks.npy"
         try:
             with _opened_index(self.directory / f"{name}_index.npz") as index:
-                return Part(
+                part = Part(
                     pixels_NHW=_mapped(self.directory / f"{name}.npy"),
                     masks_NHW=_mapped(masks) if masks.exists() else None,
                     has_mask_N=index["has_mask"],
@@ -153,6 +170,13 @@ class PixelStore:
                 )
         except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile) as error:
             raise StoreDamagedError(_damaged_text(self.directory)) from error
+        self.check(name)
+        return part
+
+
+def _files_of(name: Split) -> tuple[str, str, str]:
+    """Name the files of one part; the masks' may not be there."""
+    return f"{name}.npy", f"{name}_masks.npy", f"{name}_index.npz"
 
 
 def _opened_index(path: Path) -> Any:
@@ -177,7 +201,7 @@ def _fields(described: "_StoreShape") -> dict[str, Any]:
 
 
 def _damaged_text(directory: Path) -> str:
-    return f"The pixel store {directory} is damaged or of another version. Start the search again: it is rebuilt."
+    return f"The pixel store {directory} is damaged or of another version. It is built again when the search goes on."
 
 
 @dataclass(frozen=True, kw_only=True)

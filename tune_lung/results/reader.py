@@ -15,6 +15,7 @@ from tune_lung.errors import InputError
 from tune_lung.printable import in_one_line
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
+from tune_lung.results.manifest import note_of_other_numbers
 from tune_lung.results.parts import read_parts
 from tune_lung.results.row_rules import has_good_rows, trials_of
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
@@ -67,6 +68,12 @@ class Run:
     def synthetic(self) -> bool:
         """Whether the images are phantoms: its numbers say nothing of medicine."""
         return bool(self.manifest["data"]["synthetic"])
+
+    @property
+    def notes_of_numbers(self) -> list[str]:
+        """Say, where not all trials were computed alike, that they were not; every report tells it."""
+        note = note_of_other_numbers(self.manifest)
+        return [] if note is None else [note]
 
 
 def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:

@@ -82,7 +82,7 @@ def require_rows(table: str, rows: pa.Table, classes: Sequence[str]) -> None:
 def trials_of(table: str, rows: pa.Table) -> list[str]:
     """List what a part of a table has rows of: trials by their ids, the run itself as `run`, images as `images`."""
     if table == "images":
-        return ["images"]
+        return ["images"] if len(rows) else []  # the part without rows has none
     return [trial or "run" for trial in rows["trial_id"].unique().to_pylist()]
 
 

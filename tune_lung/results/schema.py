@@ -41,7 +41,9 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"
     """A loss or a score was not finite."""
     BAD_DATA = "bad_data"
-    """A node has other images than the driver, or a damaged pixel store."""
+    """A node has other images than the driver."""
+    DAMAGED_CACHE = "damaged_cache"
+    """Stored images or features were damaged, or changed while they were read."""
     OUT_OF_MEMORY = "out_of_memory"
     """The device's memory, or the node's, was too small."""
     LOST_WORKER = "lost_worker"
@@ -114,7 +116,8 @@ _TRIALS = (
     _column(
         "failure_kind",
         _TEXT,
-        "diverged, bad_data, out_of_memory, lost_worker, lost_node, unfit_node, hung or bug; null unless it failed.",
+        "diverged, bad_data, damaged_cache, out_of_memory, lost_worker, lost_node, unfit_node, hung or bug; null unless it"
+        " failed.",
     ),
     _column("attempts", _COUNT, "How often the trial was started."),
     _column("proposed_order", _LARGE, "Place of its proposal among all proposals and ends of trials of the run, from 1."),

@@ -6,6 +6,7 @@ Shapes: N images, K classes.
 import math
 import time
 from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -142,6 +143,7 @@ def fit(
 
     Raises:
         DivergedError: A training or validation loss is not finite.
+        InputError: Stored images or features are damaged, or changed while they were read; no epoch that read them was given.
     """
     stopwatch = stopwatch or StoppedStopwatch()
     with stopwatch.measure(TimePart.START):
@@ -155,12 +157,13 @@ def fit(
     saved_at = time.monotonic()
     for epoch in range(state.epochs_done + 1, job.trial.max_epochs + 1):
         learning_rate = _set_learning_rate(state.optimizer, job.trial, epoch)
-        started = time.perf_counter()
-        train_loss = _train_epoch(job, inputs, state.optimizer, epoch, note_progress, stopwatch)
-        trained = time.perf_counter()
-        with stopwatch.measure(TimePart.EVALUATION):
-            validation = _validate(job, inputs, epoch)
-        validated = time.perf_counter()
+        with _of_unchanged(inputs):
+            started = time.perf_counter()
+            train_loss = _train_epoch(job, inputs, state.optimizer, epoch, note_progress, stopwatch)
+            trained = time.perf_counter()
+            with stopwatch.measure(TimePart.EVALUATION):
+                validation = _validate(job, inputs, epoch)
+            validated = time.perf_counter()
 
         if state.stopping.is_best(epoch, validation.score):
             with stopwatch.measure(TimePart.CHECKPOINT):
@@ -194,6 +197,17 @@ def fit(
         yield replace(result, seconds_by_part=stopwatch.take())
         if stop_reason:
             return
+
+
+@contextmanager
+def _of_unchanged(inputs: Inputs) -> Iterator[None]:
+    """Let an epoch's numbers, or what failed in it, count only if all that it read was right; nothing of it is kept before."""
+    try:
+        yield
+    except Exception:
+        inputs.check()
+        raise
+    inputs.check()
 
 
 @dataclass

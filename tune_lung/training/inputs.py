@@ -37,6 +37,9 @@ class Inputs(Protocol):
     def validation_batches(self) -> Iterator[Tensor]:
         """Give the validation images in their order, on the device."""
 
+    def check(self) -> None:
+        """See that all batches given so far were right, and raise an InputError where what they came from has changed."""
+
 
 class ImageInputs:
     """Every pass computes the whole network."""
@@ -49,6 +52,7 @@ class ImageInputs:
         self.train_labels_N = torch.from_numpy(job.train.labels_N).to(job.device)
         self._device, self._transform = job.device, job.transform()
         self._validation = job.validation
+        self.check = job.check_images
         pixels_NHW, masks_NHW = stored_tensors(job.train, self._transform)
         self._pixels_NHW = _near(pixels_NHW, job.device)
         self._masks_NHW = None if masks_NHW is None else _near(masks_NHW, job.device)
@@ -76,6 +80,7 @@ class FeatureInputs:
         self.train_labels_N = torch.from_numpy(job.train.labels_N).to(job.device)
         self.prefix_seconds: float | None = features.seconds
         self._device, self._features = job.device, features
+        self.check = features.check
         self._train_NHWC = _near(features.train_NHWC, job.device)
 
     def train_batch(self, indices: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is augmented here

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 
 from tune_lung.config import Precision, ResNetConfig
 from tune_lung.data.cache import Cache, content_key
+from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
@@ -54,6 +55,7 @@ _STATISTICS = "statistics.safetensors"
 _MOST_DESCRIPTION_BYTES = 2**20
 _MOST_STATISTICS_BYTES = 2**28
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DAMAGED = "Stored prefix features are damaged or of another version."
 _ROOM_TO_LEAVE = 0.05
 """Share of the disk that features never take."""
 
@@ -61,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 class FeaturesDamagedError(InputError):
-    """Stored features that are missing, incomplete or of another version."""
+    """Stored features that are missing, not what was built, changed while they were read, or of another version."""
 
 
 class _ShapesShape(TypedDict):
@@ -96,6 +98,17 @@ class PrefixFeatures:
     """The prefix's batch-norm statistics, by name."""
     seconds: float
     """What computing them took, whoever did it."""
+    files: ProvenFiles
+    """What lay in their entry when it was opened."""
+
+    def check(self) -> None:
+        """See that all that was read of them was right.
+
+        Raises:
+            FeaturesDamagedError: A file has changed since they were opened, or is gone.
+        """
+        if not self.files.are_unchanged():
+            raise FeaturesDamagedError("Stored prefix features changed while they were read.")
 
     def batches(self, part: OpenPart, *, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """Yield a part's features in the order of its images, features_NCHW, channels last in memory."""
@@ -105,26 +118,26 @@ class PrefixFeatures:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open an entry, checking that its files are there in full length.
+        """Open an entry, checking that its files are what was built; whoever has read them asks `check` whether they were right.
 
         Raises:
-            FeaturesDamagedError: A file is missing or short, or the entry is another version's.
+            FeaturesDamagedError: A file is not there or not what was built, or the entry is another version's.
         """
+        files, content = proven_files(folder), _described(folder)
+        if files is None:
+            raise FeaturesDamagedError(_DAMAGED)
         try:
-            path = folder / _DESCRIPTION
-            content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
-            content = require_shape(_SHAPE, content)
-            sizes = {name: (folder / name).stat().st_size for name in content["files"]}
-            if content["version"] != FEATURES_VERSION or sizes != content["files"]:
-                raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
-            return cls(
+            opened = cls(
                 train_NHWC=_mapped(folder, "train", content),
                 validation_NHWC=_mapped(folder, "validation", content),
                 statistics=_statistics(folder / _STATISTICS),
                 seconds=content["seconds"],
+                files=files,
             )
         except (OSError, ValueError, SafetensorError) as error:
-            raise FeaturesDamagedError("Stored prefix features are damaged or of another version.") from error
+            raise FeaturesDamagedError(_DAMAGED) from error
+        opened.check()
+        return opened
 
 
 def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures | None:
@@ -148,7 +161,7 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
             _KIND,
             features_key(job),
             build=lambda directory: _build(job, network, cache, directory),
-            check=PrefixFeatures.open,
+            check=_described,
         )
     except NoRoomError as error:
         _log.warning("Training goes on without prefix features: %s", error)
@@ -163,7 +176,7 @@ def features_key(job: TrainingJob) -> str:
 
 def has_features(job: TrainingJob, cache: Cache) -> bool:
     """Say whether a cache holds the features of a trial's prefix already."""
-    return cache.has(_KIND, features_key(job), check=PrefixFeatures.open)
+    return cache.has(_KIND, features_key(job), check=_described)
 
 
 def features_bytes(job: TrainingJob) -> int:
@@ -239,6 +252,8 @@ def _build(job: TrainingJob, network: Network, cache: Cache, folder: Path) -> No
     source = _source(job, network.prefix, statistics, cache)
     parts: tuple[OpenPart, ...] = ("train", "validation")
     shapes = {part: _write_part(folder / part, source, part, job) for part in parts}
+    source.check()
+    job.check_images()  # the statistics may come from them
     save_file(statistics, folder / _STATISTICS)
     description = {
         "version": FEATURES_VERSION,
@@ -258,19 +273,22 @@ class _Source:
     """Give a part's images, or the features of a shallower prefix, (N, C, H, W) on the device."""
     stages: nn.Module
     """What is still to be computed of the prefix."""
+    check: Callable[[], None]
+    """See that all batches given so far were right."""
 
 
 def _source(job: TrainingJob, prefix: nn.Module, statistics: Mapping[str, Tensor], cache: Cache) -> _Source:
     """Start from the deepest shallower prefix whose features the cache holds, else from the images."""
     for blocks, shallower in _shallower_prefixes(job):
-        folder = cache.found(_KIND, features_key(shallower), check=PrefixFeatures.open)
+        folder = cache.found(_KIND, features_key(shallower), check=_described)
         features = None if folder is None else PrefixFeatures.open(folder)
         if features is not None and all(torch.equal(statistics[name], own) for name, own in features.statistics.items()):
             return _Source(
                 batches=partial(features.batches, batch_size=_BATCH_SIZE, device=job.device),
                 stages=stages_after_blocks(prefix, blocks),
+                check=features.check,
             )
-    return _Source(batches=partial(_image_batches, job), stages=prefix)
+    return _Source(batches=partial(_image_batches, job), stages=prefix, check=job.check_images)
 
 
 def _shallower_prefixes(job: TrainingJob) -> Iterator[tuple[int, TrainingJob]]:
@@ -304,9 +322,27 @@ def _statistics(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def _described(folder: Path) -> _FeaturesShape:
+    """Read what an entry says of itself, checking that its files are there in full length.
+
+    Raises:
+        FeaturesDamagedError: A file is missing or short, or the entry is another version's.
+    """
+    path = folder / _DESCRIPTION
+    try:
+        content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
+        described: _FeaturesShape = require_shape(_SHAPE, content)
+        sizes = {name: (folder / name).stat().st_size for name in described["files"]}
+    except (OSError, ValueError) as error:
+        raise FeaturesDamagedError(_DAMAGED) from error
+    if described["version"] != FEATURES_VERSION or sizes != described["files"]:
+        raise FeaturesDamagedError(_DAMAGED)
+    return described
+
+
 def _mapped(folder: Path, part: OpenPart, content: _FeaturesShape) -> Tensor:
     shape, dtype = content["shapes"][part], _DTYPES[content["precision"]]
     check_regular_file(folder / part)
     if math.prod(shape) * dtype.itemsize != (folder / part).stat().st_size:  # to read behind a file's end ends the process
-        raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
+        raise FeaturesDamagedError(_DAMAGED)
     return torch.from_file(str(folder / part), shared=False, size=math.prod(shape), dtype=dtype).view(shape)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tune_lung.config import DEFAULT_CPUS_PER_TRIAL
 from tune_lung.errors import InputError
 from tune_lung.interrupts import Interrupted
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
@@ -204,7 +205,7 @@ def plan_resources(
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = gpus_per_trial if gpus_per_trial is not None else min(1.0, max(node.get("GPU", 0.0) for node in nodes))
-    cpus = cpus_per_trial if cpus_per_trial is not None else 1.0
+    cpus = cpus_per_trial if cpus_per_trial is not None else DEFAULT_CPUS_PER_TRIAL
     if is_local:
         for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
             most = max(node.get(kind, 0.0) for node in nodes)

@@ -1,11 +1,11 @@
 """The device, threads and memory of one Ray worker."""
 
 import ctypes
-import math
 import os
 
 import torch
 
+from tune_lung.config import torch_threads
 from tune_lung.models.precision import multiply_fp32_as_it_is
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -34,7 +34,7 @@ def claim_device(*, cpus: float, gpus: float) -> torch.device:
     Raises:
         UnusableGpuError: A GPU was asked for, and torch cannot use it.
     """
-    torch.set_num_threads(max(1, math.floor(cpus)))
+    torch.set_num_threads(torch_threads(cpus))
     if gpus == 0:
         keep_freed_memory()
         return torch.device("cpu")

@@ -2,8 +2,9 @@
 
 A failure is sorted by its cause, wherever it was raised: in a trial's set-up, its steps or its sealed test, by torch, Python or
 Ray. A trial whose worker or node went away, or hung, is tried again where Ray finds room; one whose node is at fault on another
-node, where there is one; one that met the end of its memory once more, alone, when all others have ended. All others fail at
-once: tried again they would fail again. None is tried for ever.
+node, where there is one; one that read what was damaged in a cache, where that is built again; one that met the end of its
+memory once more, alone, when all others have ended. All others fail at once: tried again they would fail again. None is tried
+for ever.
 """
 
 import errno
@@ -17,6 +18,7 @@ MOST_FAILURES = {
     FailureKind.LOST_NODE: 10,
     FailureKind.LOST_WORKER: 3,
     FailureKind.UNFIT_NODE: 3,
+    FailureKind.DAMAGED_CACHE: 5,
     FailureKind.HUNG: 2,
     FailureKind.OUT_OF_MEMORY: 2,
 }
@@ -25,11 +27,11 @@ MOST_FAILURES = {
 FIRST_FAILURES_THAT_END_A_SEARCH = 3
 """When so many trials have ended, and every one with a failure that the others would meet too, the search ends."""
 
-HOPELESS = frozenset({FailureKind.BUG, FailureKind.UNFIT_NODE})
+HOPELESS = frozenset({FailureKind.BUG, FailureKind.UNFIT_NODE, FailureKind.DAMAGED_CACHE})
 """Those failures."""
 
-CURABLE = frozenset({FailureKind.UNFIT_NODE})
-"""Failures that somebody may have mended since: their trials are tried again when a run goes on."""
+CURABLE = frozenset(set(FailureKind) - {FailureKind.BUG, FailureKind.DIVERGED, FailureKind.OUT_OF_MEMORY})
+"""Failures whose cause lies outside of their trial, so that somebody may have mended it: a run that goes on tries them again."""
 
 _MEMORY = re.compile(
     r"out of memory|OUT_OF_MEMORY|OutOfMemory|running low on memory|(?:can't|[Cc]annot|[Uu]nable to|[Ff]ailed to) allocate"
@@ -67,7 +69,8 @@ _REFUSALS = (
 _FILE = re.compile("|".join(rf"\[Errno {number}\]|{re.escape(os.strerror(number))}" for number in _REFUSALS))
 
 _OURS = "tune_lung."
-_BAD_DATA = ("OtherImagesError", "StoreDamagedError", "FeaturesDamagedError")
+_BAD_DATA = ("OtherImagesError",)
+_DAMAGED_CACHE = ("StoreDamagedError", "FeaturesDamagedError")
 _NO_ROOM_MARKS = (
     *("[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded", "NoRoomError"),
     *("OutOfDiskError", "local disk's utilization is over capacity"),
@@ -144,6 +147,8 @@ class _Raised(NamedTuple):
         whole = f"{self.name}: {self.message}"
         if self.own_name in _BAD_DATA:
             return FailureKind.BAD_DATA
+        if self.own_name in _DAMAGED_CACHE:
+            return FailureKind.DAMAGED_CACHE
         if self.own_name.endswith("MemoryError") or _MEMORY.search(whole):
             return FailureKind.OUT_OF_MEMORY
         if _WORKER_GONE.search(whole) or _NODE_GONE.search(whole):

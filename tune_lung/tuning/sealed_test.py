@@ -39,6 +39,7 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
 
     Raises:
         DamagedCheckpointError: The checkpoint is not what was written, or not there.
+        StoreDamagedError: The images changed while they were read.
     """
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
@@ -52,6 +53,7 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     part = store.open_test()
     batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
     logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)
+    store.check("test")
     return predictions_frame(logits_NK, part, store.classes)
 
 

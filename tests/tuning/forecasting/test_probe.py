@@ -14,6 +14,7 @@ import torch
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.cache import Cache
+from tune_lung.data.cache_proof import write_listing
 from tune_lung.data.store import DecodedImages, PixelStore, write_store
 from tune_lung.errors import InputError
 from tune_lung.models.weights import RANDOM_WEIGHTS
@@ -52,6 +53,7 @@ def stored(setup: SearchSetup, tmp_path: Path) -> SearchSetup:
     folder = tmp_path / "store"
     folder.mkdir()
     write_store(folder, images, splits=splits, classes=("a", "b"), synthetic=True)
+    write_listing(folder, of=folder)
     run = replace(setup.run, image_size=SIZE)
     data = replace(setup.data, run=run, cache_size_bytes=10**9)
     return replace(setup, run=run, data=data, store=folder, weights={"resnet18": RANDOM_WEIGHTS})

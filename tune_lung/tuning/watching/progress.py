@@ -101,7 +101,7 @@ class ProgressView(DriverOnly, Callback):
         if failure is None or record is None or failure.is_final:
             self.on_trial_complete(iteration, trials, trial)
         else:
-            outcome = f": {failure.text}; tried again"
+            outcome = f": {failure.text.removesuffix('.')}; tried again"
             self._print_line(self._label(record, room=len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
 
     def _print_line(self, line: str) -> None:
