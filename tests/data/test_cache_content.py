@@ -73,6 +73,12 @@ def test_the_age_from_which_times_are_trusted_follows_the_disks_clock(counts_sec
     assert not cache_content._is_settled((1, 1, moment, moment), moment + 10**7)
 
 
+def test_a_time_of_change_that_somebody_set_to_come_is_no_reason_to_read_a_file_each_time() -> None:
+    moment = 1_700_000_000 * 10**9 + 1
+    assert cache_content._is_settled((1, 1, moment + HOUR_NS, moment), moment + 10**9)
+    assert not cache_content._is_settled((1, 1, moment, moment + HOUR_NS), moment + 10**9)  # a clock that is ahead
+
+
 def test_another_content_under_the_same_size_and_time_of_change_is_noticed(entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     let_time_pass(monkeypatch)
     files = proven_files(entry)

@@ -34,8 +34,8 @@ def test_nothing_is_said_where_all_was_computed_alike_or_nobody_knows_better(att
             "on CPUs with 1 thread a trial in fp32 from attempt 1 on; on GPUs with 1 thread a trial in bf16 from attempt 2 on.",
         ),
         (
-            [{}, {"numerics": CPU | {"threads": 2}, "allow_other_numbers": True}],
-            "not known how from attempt 1 on; on CPUs with 2 threads a trial in fp32 from attempt 2 on.",
+            [{"attempt": 1}, {"attempt": 3, "numerics": CPU | {"threads": 2}, "allow_other_numbers": True}],
+            "not known how from attempt 1 on; on CPUs with 2 threads a trial in fp32 from attempt 3 on.",
         ),
     ],
 )

@@ -85,9 +85,11 @@ def _sha256_of(path: Path, stamp: Stamp) -> str:
 
 
 def _is_settled(stamp: Stamp, now_ns: int) -> bool:
-    times = stamp[2:]
-    counts_seconds = all(moment % 10**9 == 0 for moment in times)
-    return max(times) < now_ns - (_COARSE_CLOCK_STEP_NS if counts_seconds else _CLOCK_STEP_NS)
+    content_changed, status_changed = stamp[2:]
+    counts_seconds = content_changed % 10**9 == 0 and status_changed % 10**9 == 0
+    settled = now_ns - (_COARSE_CLOCK_STEP_NS if counts_seconds else _CLOCK_STEP_NS)
+    is_made_up = content_changed > now_ns  # the one time that anybody may set
+    return status_changed < settled and (content_changed < settled or is_made_up)
 
 
 def _stamp_of(status: os.stat_result) -> Stamp:

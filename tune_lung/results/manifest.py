@@ -266,7 +266,7 @@ def note_of_other_numbers(manifest: Mapping[str, Any]) -> str | None:
     attempts = [*manifest.get("earlier_attempts", ()), manifest]
     first_by_kind: dict[str, int] = {}
     for number, attempt in enumerate(attempts, start=1):
-        first_by_kind.setdefault(_told(attempt.get("numerics")), number)
+        first_by_kind.setdefault(_told(attempt.get("numerics")), attempt.get("attempt", number))  # some numbers were never used
     if len(first_by_kind) == 1 or not any(attempt.get("allow_other_numbers") for attempt in attempts):
         return None
     told = [f"{kind} from attempt {number} on" for kind, number in first_by_kind.items()]
