@@ -240,7 +240,7 @@ def _answer(
 
 
 def _depth(answer: Mapping[str, Any]) -> Depth:
-    return Depth(maximum=answer["maximum"], declared=tuple(answer["declared"]), is_inverted=answer["is_inverted"])
+    return Depth(**{**answer, "declared": tuple(answer["declared"])})
 
 
 def _sha256_of(path: Path) -> str:
