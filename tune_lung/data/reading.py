@@ -159,7 +159,7 @@ class GreyReader:
                 depth = None if decoded["depth"] is None else _depth(decoded["depth"])
                 mode, size = "L" if depth is None else "F", tuple(decoded["size"])
                 if sorted(size) != sorted((width, height)):  # it may be upright now
-                    raise ChangedError
+                    raise BadImageError(ExclusionReason.DAMAGED, sha256=decoded["sha256"])
                 yield GreyImage(
                     image=Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1),
                     depth=depth,
