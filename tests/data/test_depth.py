@@ -116,8 +116,34 @@ def test_the_brightest_pixel_of_each_film_is_no_depth(tmp_path, cache):
 
 
 def test_a_declaration_that_films_go_beyond_is_none():
-    depths = [Depth(maximum=900, declared=(1023,)), Depth(maximum=3000, declared=(1023,)), None]
+    depths = [Depth(maximum=most, film_maximum=most, declared=(1023,)) for most in (900, 3000)] + [None]
     assert [whites_of(depths).of(depth) for depth in depths] == [4095, 4095, 255]
+
+
+@pytest.mark.parametrize("form", [png, lambda values: tiff(values, tags={341: 4095}), FORMS_OF_12_BITS["colours.png"]])
+def test_letters_and_frames_in_the_largest_number_make_no_film_dark(tmp_path, cache, form):
+    def drawn_on(values):
+        values = values.copy()
+        values[:4] = 65535
+        return form(values)
+
+    data = prepare(write(tmp_path / "data", films(drawn_on, "png" if form is not tiff else "tif")), run=RUN, cache=cache)
+    store = PixelStore.open(data.store)
+    assert (store.whites, store.num_far_below_white) == ({"4095": 16}, 0)
+    assert {int(found[:4].min()) for found in stored_pixels(data).values()} == {255}
+    assert {int(found[4:].max()) for found in stored_pixels(data).values()} <= set(range(200, 255))
+
+
+@pytest.mark.parametrize("most", [1, 255, 65535])
+def test_masks_of_two_numbers_keep_soft_edges(tmp_path, cache, most):
+    root = write(tmp_path / "data", films(png, "png"))
+    for name in films(png, "png"):
+        path = root / name[0] / "masks" / name[2:]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(np.tile([[0] * 3 + [most] * 3], (6, 1))))
+    data = prepare(root, run=RunConfig(image_size=16, protocol="strict"), cache=cache)
+    expected = Image.fromarray(np.tile(np.array([[0] * 3 + [255] * 3], np.uint8), (6, 1))).resize((16, 16), 2)
+    assert np.abs(PixelStore.open(data.store).part("train").masks_NHW[0] - np.asarray(expected, np.int64)).max() <= 1
 
 
 def test_numbers_of_32_bits_without_a_sign_are_read_as_such(tmp_path, cache):
@@ -177,10 +203,12 @@ def test_scan_and_prepare_tell_of_a_mixture_under_one_white(capsys, tmp_path):
     root = write(tmp_path / "data", contents)
     lines = scanned(capsys, root)
     assert "white, as stored: 65535 in 19 images" in lines
-    place = next(index for index, line in enumerate(lines) if line.startswith("a mixture of depths under one white: 16 images"))
+    place = next(
+        index for index, line in enumerate(lines) if line.startswith("a mixture of depths under one white, or dark films: 16")
+    )
     assert lines[place + 1 : place + 17] == [f"    {name}" for name in sorted(films(png, "png"))]
     assert main(["prepare", str(root), "--cache", str(tmp_path / "cache"), "--image-size", "16"]) == 0
-    assert "16 of them reach a quarter of the common white at most, and are near one shade" in capsys.readouterr().out
+    assert "16 of them reach a quarter of the common white at most, and become dark" in capsys.readouterr().out
 
 
 def test_scan_tells_of_depths_that_differ(capsys, tmp_path):

@@ -203,7 +203,7 @@ def _depth_lines(reports: Sequence[_FileReport]) -> Iterator[str]:
         yield "a mixture of depths, each with its own white"
     far = sorted(report.image.relative for report in good if whites.is_far_below(report.depth))
     if far:
-        yield f"a mixture of depths under one white: {len(far)} images reach a quarter of it at most, and become near one shade"
+        yield f"a mixture of depths under one white, or dark films: {len(far)} images reach a quarter of it at most"
         yield from (f"    {relative}" for relative in far)
 
 

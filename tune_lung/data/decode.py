@@ -44,6 +44,8 @@ _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _MAX_SAMPLE, _SMAX_SAMPLE = 262, 258, 339, 
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
 _ALL_16_BITS = 65535
+_LARGEST_NUMBERS = (2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1)
+"""That a file of 16 or 32 bits, with a sign or without, can hold."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -201,15 +203,16 @@ class _Stored:
 
     def numbers(self, image: Image.Image) -> tuple[Image.Image, Depth]:
         """Give the numbers of the image, decoded by now, as mode F, and their depth."""
-        grey, maximum = Image.new("F", image.size), 0
+        grey, maxima = Image.new("F", image.size), np.zeros(2, np.int64)
         for band, box in _bands(image):
             if self.lower is None:
-                values_HW, most = _numbers(band, is_unsigned=self.is_unsigned)
+                values_HW, largest = _numbers(band, is_unsigned=self.is_unsigned)
             else:
-                values_HW, most = _numbers_of_colours(band, self.lower.crop(box), is_grey=self.is_grey_and_alpha)
+                values_HW, largest = _numbers_of_colours(band, self.lower.crop(box), is_grey=self.is_grey_and_alpha)
             grey.paste(Image.fromarray(values_HW), box)
-            maximum = max(maximum, most)
-        return grey, Depth(maximum=maximum, declared=self.declared, is_inverted=self.is_inverted)
+            maxima = np.maximum(maxima, largest)
+        maximum, film_maximum = maxima.tolist()
+        return grey, Depth(maximum=maximum, film_maximum=film_maximum, declared=self.declared, is_inverted=self.is_inverted)
 
 
 _ORIENTING = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -283,14 +286,22 @@ def _grey(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB").convert("L")
 
 
-def _numbers(image: Image.Image, *, is_unsigned: bool) -> tuple[npt.NDArray[np.float32], int]:
+def _largest_numbers(values: npt.NDArray[np.integer]) -> tuple[int, int]:
+    """Give the largest number, and the largest but those that a file can at most hold."""
+    largest = int(values.max())
+    if largest not in _LARGEST_NUMBERS:
+        return largest, largest
+    return largest, int(values.max(initial=0, where=values < largest))
+
+
+def _numbers(image: Image.Image, *, is_unsigned: bool) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
     """Give the numbers of a grey image of more than 8 bits, and the largest; `convert("L")` would cut all over 255 to white."""
     values_HW: npt.NDArray[np.integer] = np.asarray(image)
     if values_HW.dtype == np.int32 and is_unsigned:
         values_HW = values_HW.view(np.uint32)
     if values_HW.min() < 0:
         raise BadImageError(ExclusionReason.UNSUPPORTED_PIXELS)
-    return values_HW.astype(np.float32), int(values_HW.max())
+    return values_HW.astype(np.float32), _largest_numbers(values_HW)
 
 
 _GREY_AND_ALPHA = "LA;16B"
@@ -329,8 +340,10 @@ def _lower_bytes(image: Image.Image, content: bytes) -> Image.Image | None:
     return opened
 
 
-def _numbers_of_colours(upper: Image.Image, lower: Image.Image, *, is_grey: bool) -> tuple[npt.NDArray[np.float32], int]:
-    """Put the bytes of 16-bit numbers together to grey, by Pillow's weights, and give the largest number of all.
+def _numbers_of_colours(
+    upper: Image.Image, lower: Image.Image, *, is_grey: bool
+) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
+    """Put the bytes of 16-bit numbers together to grey, by Pillow's weights, and give the largest numbers of all.
 
     Transparent pixels count as black.
 
@@ -342,13 +355,13 @@ def _numbers_of_colours(upper: Image.Image, lower: Image.Image, *, is_grey: bool
     of_lower = np.asarray(lower).astype(np.uint32)
     if is_grey:
         grey_HW, alpha_HW = of_lower[..., 0] << 8 | of_lower[..., 1], of_lower[..., 2] << 8 | of_lower[..., 3]
-        maximum = int(grey_HW.max())
+        largest = _largest_numbers(grey_HW)
     else:
         both = np.asarray(upper).astype(np.uint32) << 8 | of_lower
-        maximum = int(both[..., :3].max())
+        largest = _largest_numbers(both[..., :3])
         grey_HW = (both[..., :3] @ _WEIGHTS_OF_COLOURS + 2**15) >> 16
         alpha_HW = both[..., 3] if both.shape[-1] == 4 else np.full_like(grey_HW, _ALL_16_BITS)
-    return (grey_HW * (alpha_HW / np.float32(_ALL_16_BITS))).astype(np.float32), maximum
+    return (grey_HW * (alpha_HW / np.float32(_ALL_16_BITS))).astype(np.float32), largest
 
 
 _waiting: list[BinaryIO] = []

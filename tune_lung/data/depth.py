@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 WHITE_OF_8_BITS = 255
 MIXED_DEPTHS = (
-    "reach a quarter of the common white at most, and are near one shade: the data mix depths."
+    "reach a quarter of the common white at most, and become dark: the data mix depths, or hold dark films."
     " `python -m tune_lung.data scan DIR` names them."
 )
+_LEAST_FILM_BITS = 8
+"""A mask of two numbers is no film that something is drawn on."""
 _FAR_BITS = 2
 """An image that uses so many bits less than its scale has ends below a quarter of white."""
 
@@ -27,6 +29,8 @@ class Depth:
 
     maximum: int
     """Its largest number."""
+    film_maximum: int
+    """Its largest number but the largest that its file can hold: letters and frames are drawn in that one."""
     declared: tuple[int, ...] = ()
     """What it may mean by white, in rising order; empty where it does not say."""
     is_inverted: bool = False
@@ -37,7 +41,8 @@ def whites_of(depths: Iterable[Depth | None]) -> "Whites":
     """Settle what is white in each image of a data set.
 
     A declaration holds where no image that makes the same one goes beyond it: a PNG file of 12 significant bits has them in the
-    upper bits, says its standard, and in the lower ones, say some writers.
+    upper bits, says its standard, and in the lower ones, say some writers. What is drawn onto films in the largest number that a
+    file can hold is white, but no part of the films' depth.
 
     Args:
         depths: Of all its images that are used; None for one of 8 bits.
@@ -46,12 +51,15 @@ def whites_of(depths: Iterable[Depth | None]) -> "Whites":
     deep = [depth for depth in found if depth is not None]
     largest: Counter[tuple[int, ...]] = Counter()
     for depth in deep:
-        largest[depth.declared] = max(largest[depth.declared], depth.maximum)
+        largest[depth.declared] = max(largest[depth.declared], depth.film_maximum)
     declared = {
         each: white for each, most in largest.items() if (white := next((one for one in each if one >= most), None)) is not None
     }
-    used = max((depth.maximum for depth in deep if depth.declared not in declared), default=0)
-    return Whites(declared=declared, used=_largest_number(used.bit_length()))
+    others = [depth for depth in deep if depth.declared not in declared]
+    bits = max((depth.maximum.bit_length() for depth in others), default=0)
+    film_bits = max((depth.film_maximum.bit_length() for depth in others), default=0)
+    is_drawn_on = _LEAST_FILM_BITS <= film_bits <= bits - _FAR_BITS
+    return Whites(declared=declared, used=_largest_number(film_bits if is_drawn_on else bits))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +83,8 @@ class Whites:
         return (255 - scaled if depth.is_inverted else scaled).astype(np.uint8)
 
     def is_far_below(self, depth: Depth | None) -> bool:
-        """Whether an image uses little of its scale, as a film of 12 bits among films of 16 does: it becomes one shade."""
-        return depth is not None and depth.maximum.bit_length() <= self.of(depth).bit_length() - _FAR_BITS
+        """Whether an image uses little of its scale, as a film of 12 bits among films of 16 does."""
+        return depth is not None and depth.film_maximum.bit_length() <= self.of(depth).bit_length() - _FAR_BITS
 
 
 def count_whites(whites: Whites, depths: Sequence[Depth | None]) -> dict[int, int]:

@@ -1,6 +1,7 @@
 """Why a file found in an image folder is no image of the data; and what is no reason for that, and ends the reading."""
 
 from enum import StrEnum
+from typing import Self
 
 from tune_lung.errors import InputError
 
@@ -17,13 +18,17 @@ class NotReadError(InputError):
         )
         self.cause = cause
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        """Say how it is made again by another process, such as the driver of a node's worker."""
+        return type(self), (self.cause,)
+
 
 class ChangedError(NotReadError):
     """A file is another one than a moment ago."""
 
-    def __init__(self) -> None:
+    def __init__(self, cause: str = "it changed meanwhile") -> None:
         """Say so."""
-        super().__init__("it changed meanwhile")
+        super().__init__(cause)
 
 
 class ExclusionReason(StrEnum):

@@ -159,7 +159,7 @@ class GreyReader:
                 depth = None if decoded["depth"] is None else _depth(decoded["depth"])
                 mode, size = "L" if depth is None else "F", tuple(decoded["size"])
                 if sorted(size) != sorted((width, height)):  # it may be upright now
-                    raise ChangedError
+                    raise BadImageError(ExclusionReason.DAMAGED, sha256=decoded["sha256"])
                 yield GreyImage(
                     image=Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1),
                     depth=depth,
@@ -240,7 +240,7 @@ def _answer(
 
 
 def _depth(answer: Mapping[str, Any]) -> Depth:
-    return Depth(maximum=answer["maximum"], declared=tuple(answer["declared"]), is_inverted=answer["is_inverted"])
+    return Depth(**{**answer, "declared": tuple(answer["declared"])})
 
 
 def _sha256_of(path: Path) -> str:
