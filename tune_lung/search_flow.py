@@ -3,6 +3,7 @@
 It loads torch and Ray; what can be refused without them is refused before.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -25,11 +26,19 @@ from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.screen import say
-from tune_lung.search_options import bytes_of, seconds_of
+from tune_lung.search_options import notes_on_scheduler
 from tune_lung.search_request import SearchRequest
 from tune_lung.search_supervision import Supervised, opened_ledger, supervise
 from tune_lung.space import SearchSpace
-from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session, room_on_nodes
+from tune_lung.tuning.cluster import (
+    Resources,
+    node_offers,
+    plan_resources,
+    ray_session,
+    require_cluster,
+    require_on_this_machine,
+    room_on_nodes,
+)
 from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.room import warnings_of_room
 from tune_lung.tuning.plan import DataRequest, SearchSetup
@@ -68,6 +77,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     """
     started = time.monotonic()
     options = request.options
+    _require_nodes(options)
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
@@ -80,6 +90,8 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         with ray_session(options.address):
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
+            if request.resumed is None:
+                say(console, *notes_on_scheduler(options, request.space, request.strategy))
             known = _known_trials(request, setup, console)
             if options.dry_run:
                 dry_run(request.space, request.strategy, setup, resources, console=console, keep=options.keep)
@@ -99,18 +111,24 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
             return ledger, supervise(supervised, console)
 
 
+def _require_nodes(options: argparse.Namespace) -> None:
+    """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
+    if options.address is not None:
+        require_cluster(options.address)
+    else:
+        require_on_this_machine(cpus_per_trial=options.cpus_per_trial, gpus_per_trial=options.gpus_per_trial)
+
+
 def _data_request(request: SearchRequest) -> DataRequest:
     options = request.options
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}.")
     return DataRequest(
-        root=None if options.data is None else options.data.expanduser().resolve(),
+        root=None if options.data is None else options.data.resolve(),
         run=request.run,
         limit=options.limit,
         strict_data=options.strict_data,
         follow_links=options.follow_links,
-        cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
-        cache_size_bytes=bytes_of(options.cache_size),
+        cache_root=None if options.cache is None else options.cache.resolve(),
+        cache_size_bytes=options.cache_size,
     )
 
 
@@ -218,7 +236,7 @@ def _setup_of(
         judged_epochs=judged_epochs(request.strategy, max_epochs=request.space.max_epochs()),
         profile=request.options.profile,
         has_time_budget=request.strategy.time_budget_seconds is not None,
-        hang_seconds=seconds_of(request.options.hang_timeout, "--hang-timeout"),
+        hang_seconds=request.options.hang_timeout,
     )
 
 

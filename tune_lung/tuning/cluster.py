@@ -5,6 +5,7 @@ import math
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -37,6 +38,15 @@ _RAY_SETTINGS = {
 }
 
 
+_SECONDS_TO_ANSWER = 30.0
+_ASK_CLUSTER = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_exists(b"session_name", b"session", timeout=30)
+"""
+"""Asks a cluster's head for something that every one has, or raises."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What a trial gets, and how many trials may run at once."""
@@ -64,6 +74,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         InputError: There is no cluster at the address, or the temporary folder is none for Ray.
     """
     if address is not None:
+        require_cluster(address)
         with _ray_session(address, folder=None):
             yield
         return
@@ -73,9 +84,60 @@ def ray_session(address: str | None) -> Iterator[None]:
     remove_leftovers(parent)  # of a search that was killed a moment before this one began, its workers are gone by now
 
 
+def require_cluster(address: str) -> None:
+    """See that a cluster answers.
+
+    A process of its own asks: Ray's client waits for minutes where nobody answers, and cannot be interrupted meanwhile.
+
+    Args:
+        address: `auto`, or the head's `HOST:PORT`.
+
+    Raises:
+        InputError: None does, or the address is none.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "local" or "://" in address:
+        raise InputError(f"--address {address}: write the HOST:PORT of a cluster's head, or auto; without it Ray starts here.")
+    try:
+        place = canonicalize_bootstrap_address(address)
+    except (ConnectionError, OSError, ValueError) as error:
+        raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
+    with neutral_folder() as working:
+        command = [sys.executable, "-c", _ASK_CLUSTER, str(place)]
+        quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        try:
+            subprocess.run(command, cwd=working, timeout=_SECONDS_TO_ANSWER, check=True, **quiet)  # noqa: S603 - our own words
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"No Ray cluster answers at --address {address} within {_SECONDS_TO_ANSWER:g} s. Start its head, or give the"
+                " HOST:PORT of one that runs."
+            ) from error
+
+
+def require_on_this_machine(*, cpus_per_trial: float | None, gpus_per_trial: float | None) -> None:
+    """Refuse a trial that this machine cannot hold, without Ray; the arguments are those of `plan_resources`.
+
+    Raises:
+        InputError: It has fewer CPUs or GPUs, as Ray would count them.
+    """
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.utils import get_num_cpus
+
+    gpus = get_accelerator_manager_for_resource("GPU")
+    offered = {"CPU": float(get_num_cpus()), "GPU": float(0 if gpus is None else gpus.get_current_node_num_accelerators())}
+    _require_at_most(offered, cpus=cpus_per_trial or 0.0, gpus=gpus_per_trial or 0.0)
+
+
+def _require_at_most(offered: Mapping[str, float], *, cpus: float, gpus: float) -> None:
+    for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
+        if wanted > offered[kind]:
+            raise InputError(f"{option} {wanted:g} is more than this machine has ({offered[kind]:g}). Lower it.")
+
+
 def _temporary_folder() -> Path:
     """Name the folder in which Ray makes its own; it is made where `RAY_TMPDIR` names one that is not there."""
-    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).expanduser().absolute()
     parent.mkdir(parents=True, exist_ok=True)
     return parent
 
@@ -206,10 +268,8 @@ def plan_resources(
     gpus = gpus_per_trial if gpus_per_trial is not None else min(1.0, max(node.get("GPU", 0.0) for node in nodes))
     cpus = cpus_per_trial if cpus_per_trial is not None else 1.0
     if is_local:
-        for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
-            most = max(node.get(kind, 0.0) for node in nodes)
-            if wanted > most:
-                raise InputError(f"{option} {wanted:g} is more than this machine has ({most:g}). Lower it.")
+        most = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+        _require_at_most(most, cpus=cpus, gpus=gpus)
     slots = sum(_slots(node, cpus=cpus, gpus=gpus) for node in nodes) if is_local else num_trials
     return Resources(
         cpus_per_trial=cpus,
