@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
 
     Returns:
         0 when done; 1 when every trial failed, or the first ones with a bug; 2 for what the user can mend; 3 when another search
-        has taken the run over; 130 after Ctrl-C; 143 when the system ended it.
+        has taken the run over; 130 after Ctrl-C; 143 when the system ended it; 129 when its terminal
+        went away.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     return exit_status(lambda: _run(given, Screen(), program))

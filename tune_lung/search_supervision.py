@@ -1,6 +1,5 @@
 """A search and its run: the ledger opened by its one owner, and every way in which a search ends written into it."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import Interruption, interruptible
-from tune_lung.printable import in_one_line
+from tune_lung.printable import complain, in_one_line
 from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
@@ -170,7 +169,7 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
-        sys.stderr.write(f"error: {in_one_line(error)}\n")
+        complain(f"error: {in_one_line(error)}")
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")

@@ -31,7 +31,7 @@ from tune_lung.errors import exit_status
 from tune_lung.files import DamagedFileError, sha256_of_file
 from tune_lung.interrupts import end_process
 from tune_lung.option_values import AtLeast1, Place, ReadOption, Size, Whole
-from tune_lung.printable import in_one_line
+from tune_lung.printable import UnfailingStream, in_one_line
 from tune_lung.threads import Threads
 
 _MOST_LETTERS = 10**6
@@ -57,9 +57,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _print_lines(lines: Iterable[str]) -> int:
+    stream = UnfailingStream(sys.stdout)
     for line in lines:
-        sys.stdout.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
-        sys.stdout.flush()
+        stream.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
+        stream.flush()
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune_lung.errors import InputError
 from tune_lung.interrupts import Interrupted
+from tune_lung.printable import complain
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
 from tune_lung.working_folder import neutral_folder
 
@@ -168,7 +169,7 @@ def _told_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write("\nStopping Ray.\n")
+        complain("\nStopping Ray.")
         raise
 
 
