@@ -82,12 +82,12 @@ def test_an_encoding_without_our_letters_ends_no_work(tmp_path: Path, environmen
     assert worked(tmp_path, "", **environment) == 2
 
 
-def test_what_a_child_prints_never_lands_in_a_file_of_ours(tmp_path: Path) -> None:
+def test_what_a_library_prints_never_lands_in_a_file_of_ours(tmp_path: Path) -> None:
     """With stdout closed, the next file that is opened would be it."""
     script, file = tmp_path / "work.py", tmp_path / "file"
     script.write_text(
-        "from tune_lung.process import begin_command\nbegin_command()\nimport os, sys\n"
-        f"with open({str(file)!r}, 'w') as file:\n    os.system('echo printed by a child')\n"
+        "from tune_lung.process import begin_command\nbegin_command()\nimport os\n"
+        f"with open({str(file)!r}, 'w') as file:\n    os.write(1, b'printed by a library')\n"
     )
     own = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run(["/bin/bash", "-c", f'"{sys.executable}" "{script}" >&-'], timeout=60, check=True, env=own)
