@@ -2,8 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +82,65 @@ def test_a_search_needs_no_main_thread() -> None:
     thread.join()
     assert statuses == [0]
     assert handlers() == [mine] * 3
+
+
+def test_the_same_wish_twice_at_once_is_one_and_a_later_one_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` sends its signal to the process, and then to its group."""
+    left: list[int] = []
+    moments = iter([10.0, 10.4, 10.5])
+    monkeypatch.setattr("tune_lung.interrupts.os._exit", left.append)
+    monkeypatch.setattr("tune_lung.interrupts.time.monotonic", lambda: next(moments))
+    with pytest.raises(Interrupted), interruptible():
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert left == []
+    signal.raise_signal(signal.SIGTERM)
+    assert left == [143]
+
+
+def test_one_wish_unwinds_once() -> None:
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+        return 0
+
+    cleaned: list[bool] = []
+    for each in ENDING:
+        signal.signal(each, signal.SIG_DFL)
+    assert exit_status(work) == 143
+    assert cleaned == [True]
+
+
+def test_a_wish_that_python_drops_is_said_again() -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> int:
+        del things[0]
+        time.sleep(20)
+        return 0
+
+    things = [Finalised()]
+    for each in ENDING:
+        signal.signal(each, signal.SIG_DFL)
+    started = time.monotonic()
+    assert exit_status(work) == 143
+    assert time.monotonic() - started < 10
+
+
+def test_what_takes_too_long_to_unwind_is_ended(tmp_path: Path) -> None:
+    script = tmp_path / "stuck.py"
+    script.write_text(
+        "import signal, time\nfrom tune_lung import interrupts\nfrom tune_lung.errors import exit_status\n"
+        "interrupts._SECONDS_TO_UNWIND = 0.5\n"
+        "def work():\n    try:\n        signal.raise_signal(signal.SIGTERM)\n    finally:\n        time.sleep(60)\n"
+        "exit_status(work)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, str(script)], timeout=50, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (143, "")
+    assert time.monotonic() - started < 30

@@ -87,7 +87,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         prepared = _prepare(data, cache, console)
         store_seconds = time.monotonic() - asked
         _require_masks(request.space, prepared)
-        with ray_session(options.address):
+        with ray_session(options.address) as watch:
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
             if request.resumed is None:
@@ -108,7 +108,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
                 found=found,
                 seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
             )
-            return ledger, supervise(supervised, console)
+            return ledger, supervise(supervised, console, watch)
 
 
 def _require_nodes(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from tune_lung.resume_options import check_same_data, check_same_weights
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
 from tune_lung.tuning.proposals.warm_start import lessons_as_json
@@ -144,12 +146,13 @@ class Supervised:
     """What the start took, and the pixel store."""
 
 
-def supervise(supervised: Supervised, console: Console) -> int | None:
+def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> int | None:
     """Run the search and write its outcome into the manifest.
 
     Args:
         supervised: The search.
         console: Where to tell of it.
+        watch: Looks after Ray's own processes.
 
     Returns:
         The exit status; None when there is something to report.
@@ -160,12 +163,22 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
     """
     ledger, root = supervised.ledger, supervised.setup.run_root
     interruption = Interruption()
+
+    def tell_of_loss() -> None:
+        _write_end(ledger, "interrupted")
+        say(console, watch.sentence(), _where_it_lies(root))
+
+    watch.last_words = tell_of_loss
     try:
         with interruptible() as interruption:
             records = _run(supervised, console)
     except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
+        if watch.lost is not None:
+            tell_of_loss()
+            watch.has_told()
+            return 1
         _write_end(ledger, "interrupted")
-        say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        say(console, _where_it_lies(root))
         return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
@@ -173,7 +186,7 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")
-        say(console, f"Stopped. All that was written lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        say(console, _where_it_lies(root))
         raise
     except SupersededError:  # the end is the other's to write
         raise
@@ -186,6 +199,10 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return None
     say(console, f"Run: {shown_path(root)}")
     return 1
+
+
+def _where_it_lies(root: Path) -> str:
+    return f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}"
 
 
 def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:

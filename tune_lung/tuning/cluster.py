@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune_lung.errors import InputError
-from tune_lung.interrupts import Interrupted
 from tune_lung.printable import complain
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
+from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.working_folder import neutral_folder
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Resources:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[ClusterWatch]:
     """Start a local Ray, or join a running cluster, and leave it when the block ends.
 
     What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours.
@@ -71,17 +71,20 @@ def ray_session(address: str | None) -> Iterator[None]:
     Args:
         address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
 
+    Yields:
+        What looks after Ray's own processes; without them, the block is left by a `ClusterLostError`.
+
     Raises:
-        InputError: There is no cluster at the address, or the temporary folder is none for Ray.
+        InputError: There is no cluster at the address, the temporary folder is none for Ray, or Ray has died.
     """
     if address is not None:
         require_cluster(address)
-        with _ray_session(address, folder=None):
-            yield
+        with _ray_session(address, folder=None) as watch:
+            yield watch
         return
     parent = _temporary_folder()
-    with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path):
-        yield
+    with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path) as watch:
+        yield watch
     remove_leftovers(parent)  # of a search that was killed a moment before this one began, its workers are gone by now
 
 
@@ -144,23 +147,36 @@ def _temporary_folder() -> Path:
 
 
 @contextmanager
-def _ray_session(address: str, *, folder: Path | None) -> Iterator[None]:
+def _ray_session(address: str, *, folder: Path | None) -> Iterator[ClusterWatch]:
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     if folder is not None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray closes a local cluster by a token; one in the environment spares it a file under HOME.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
+    from ray._private import worker
 
+    worker.print_to_stdstream = _tell_nothing  # what its processes would tell the user is told by us
     with neutral_folder(parent=None if folder is None else str(folder)) as working, _told_when_interrupted():
         with _own_sigterm():
             _begin(address, working=working, folder=folder)
         # Tune names failed trials at the end: the recorder does, at once.
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        watch = ClusterWatch(worker._global_node)
+        with watch.watching():
+            try:
+                yield watch
+            except KeyboardInterrupt as interrupt:
+                if watch.lost is None:
+                    raise
+                watch.has_told()
+                raise InputError(f"{watch.sentence()} Begin again.") from interrupt
+            finally:
+                ray.shutdown()
+
+
+def _tell_nothing(*_: Any, **__: Any) -> None:
+    """Stand for what of Ray's is left out: its messages, such as the state of a raylet that died, and its handler of SIGTERM."""
 
 
 @contextmanager
@@ -176,14 +192,16 @@ def _told_when_interrupted() -> Iterator[None]:
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Keep what SIGTERM does: Ray would have it end the process with a status of its own."""
-    before = signal.getsignal(signal.SIGTERM)
+    from ray._private import utils
+
+    before, rays = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = _tell_nothing
     try:
         yield
-    except SystemExit as error:  # Ray's handler, while Ray starts
-        raise Interrupted(signal.SIGTERM) if error.code == signal.SIGTERM else error from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        utils.set_sigterm_handler = rays
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)  # Ray's C++ part may have taken it too
 
 
 def _begin(address: str, *, working: str, folder: Path | None) -> None:
