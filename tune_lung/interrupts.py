@@ -17,7 +17,7 @@ from tune_lung.printable import UnfailingStream, complain
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, the system's wish, and a terminal that has gone."""
 _SECONDS_OF_ONE_WISH = 0.5
-_SECONDS_TO_UNWIND = 15.0
+_SECONDS_TO_UNWIND = 10.0
 
 
 @dataclass
@@ -140,6 +140,7 @@ def _none_is_lost() -> Iterator[None]:
 
 def _end_after(is_over: threading.Event, status: int) -> None:
     if not is_over.wait(_SECONDS_TO_UNWIND):
+        complain("Stopped, without waiting any longer for what does not end.")
         os._exit(status)
 
 
