@@ -38,6 +38,7 @@ from tune_lung.tuning.cluster import (
     require_cluster,
     require_on_this_machine,
     room_on_nodes,
+    temporary_folder,
 )
 from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.room import warnings_of_room
@@ -116,6 +117,7 @@ def _require_nodes(options: argparse.Namespace) -> None:
     if options.address is not None:
         require_cluster(options.address)
     else:
+        temporary_folder()
         require_on_this_machine(cpus_per_trial=options.cpus_per_trial, gpus_per_trial=options.gpus_per_trial)
 
 

@@ -39,6 +39,10 @@ _RAY_SETTINGS = {
 }
 
 
+_MOST_SOCKET_BYTES = 107
+_DEEPEST_SOCKET = f"/{RAY_PREFIX}12345678/w/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
+"""In the temporary folder, but for the number of this process."""
+_TOO_LONG = "The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one."
 _SECONDS_TO_ANSWER = 30.0
 _ASK_CLUSTER = """
 import sys
@@ -82,7 +86,7 @@ def ray_session(address: str | None) -> Iterator[ClusterWatch]:
         with _ray_session(address, folder=None) as watch:
             yield watch
         return
-    parent = _temporary_folder()
+    parent = temporary_folder()
     with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path) as watch:
         yield watch
     remove_leftovers(parent)  # of a search that was killed a moment before this one began, its workers are gone by now
@@ -139,10 +143,21 @@ def _require_at_most(offered: Mapping[str, float], *, cpus: float, gpus: float) 
             raise InputError(f"{option} {wanted:g} is more than this machine has ({offered[kind]:g}). Lower it.")
 
 
-def _temporary_folder() -> Path:
-    """Name the folder in which Ray makes its own; it is made where `RAY_TMPDIR` names one that is not there."""
+def temporary_folder() -> Path:
+    """Name the folder in which Ray makes its own; it is made where `RAY_TMPDIR` names one that is not there.
+
+    Raises:
+        InputError: It is none for Ray.
+    """
     parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).expanduser().absolute()
-    parent.mkdir(parents=True, exist_ok=True)
+    if not str(parent).isascii():
+        raise InputError(f"Ray's paths have ASCII letters alone, and {parent} has others. Set RAY_TMPDIR to another folder.")
+    if len(str(parent) + _DEEPEST_SOCKET + str(os.getpid())) > _MOST_SOCKET_BYTES:
+        raise InputError(_TOO_LONG)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Ray's files cannot lie in {parent}: {error.strerror}. Set RAY_TMPDIR to another folder.") from error
     return parent
 
 
@@ -228,7 +243,7 @@ def _begin(address: str, *, working: str, folder: Path | None) -> None:
     except OSError as error:
         if "AF_UNIX path length" not in str(error):
             raise
-        raise InputError("The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one.") from error
+        raise InputError(_TOO_LONG) from error
     except ValueError as error:
         if "virtualenv" not in str(error):
             raise
