@@ -47,6 +47,7 @@ from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.proposals.warm_start import MOST_LESSONS_BYTES, known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
 from tune_lung.tuning.survey import Survey, survey_devices
+from tune_lung.tuning.watching.trackers import require_trackers
 
 
 def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
@@ -79,6 +80,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     started = time.monotonic()
     options = request.options
     _require_nodes(options)
+    say(console, *require_trackers(options.tracker))
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
