@@ -25,7 +25,7 @@ from tune_lung.resume_options import check_same_data, check_same_weights
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
-from tune_lung.tuning.cluster_watch import ClusterWatch
+from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
 from tune_lung.tuning.proposals.warm_start import lessons_as_json
@@ -170,13 +170,12 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
 
     watch.last_words = tell_of_loss
     try:
-        with interruptible() as interruption:
+        with interruptible() as interruption, _nothing_but_the_loss(watch):
             records = _run(supervised, console)
     except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
-        if watch.lost is not None:
-            tell_of_loss()
-            watch.has_told()
-            return 1
+        if watch.lost is not None:  # that was told; what was under way may have written the manifest once more
+            _write_end(ledger, "interrupted")
+            return ClusterLostError.exit_status
         _write_end(ledger, "interrupted")
         say(console, _where_it_lies(root))
         return interruption.exit_status
@@ -199,6 +198,17 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
         return None
     say(console, f"Run: {shown_path(root)}")
     return 1
+
+
+@contextmanager
+def _nothing_but_the_loss(watch: ClusterWatch) -> Iterator[None]:
+    """Leave the block by a ClusterLostError, whatever Ray makes of it, when its processes have died."""
+    try:
+        yield
+    except BaseException as error:
+        if watch.lost is None:
+            raise
+        raise ClusterLostError from error
 
 
 def _where_it_lies(root: Path) -> str:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,42 @@ def test_the_thread_that_searches_need_not_be_the_main_one(processes: dict[str, 
     assert left == ["Ray's node process (raylet)"]
 
 
+def test_processes_that_end_when_ray_is_closed_are_not_lost(processes: dict[str, Any]) -> None:
+    watch = ClusterWatch(node_of(processes))
+    with watch.watching():
+        watch.closes()
+        processes["raylet"].kill()
+        wait_for_ray(0.3)
+    assert watch.lost is None
+
+
+def test_the_loss_is_told_in_the_moment_of_the_death(processes: dict[str, Any]) -> None:
+    """Ray's C++ part may end this process some milliseconds later."""
+    watch, told = ClusterWatch(node_of(processes)), threading.Event()
+    watch.last_words = told.set
+    with suppress(ClusterLostError), watch.watching():
+        processes["gcs_server"].kill()
+        assert told.wait(0.5)
+
+
+def test_of_two_deaths_one_is_told(processes: dict[str, Any]) -> None:
+    watch, told = ClusterWatch(node_of(processes)), []
+    watch.last_words = lambda: told.append(watch.lost)
+    with suppress(ClusterLostError), watch.watching():
+        for process in processes.values():
+            process.kill()
+        wait_for_ray()
+    assert len(told) == 1
+
+
+def test_a_cluster_that_stops_answering_is_lost(tmp_path: Path) -> None:
+    node = SimpleNamespace(all_processes={}, gcs_address="127.0.0.1:1", raylet_socket_name=str(tmp_path / "raylet"))
+    watch = ClusterWatch(node)
+    with pytest.raises(ClusterLostError), watch.watching():
+        wait_for_ray()
+    assert watch.lost == "The cluster's head at 127.0.0.1:1"
+
+
 def test_a_cluster_that_lives_is_left_alone(processes: dict[str, Any]) -> None:
     watch = ClusterWatch(node_of(processes))
     with watch.watching():
@@ -92,8 +129,7 @@ def test_of_a_clusters_processes_their_sockets_tell(dead: str | None, tmp_path: 
         for name, listening in (("head", head), ("raylet", raylet)):
             if name != dead:
                 listening.listen()
-        missing, is_ours = ClusterWatch(node)._missing()
-    assert not is_ours
+        missing = ClusterWatch(node)._missing()
     expected = {"head": "The cluster's head at 127", "raylet": "The cluster's node process (raylet)", None: "None"}
     assert str(missing).startswith(expected[dead])
 
@@ -102,7 +138,7 @@ STUCK = """
 import subprocess, threading
 from types import SimpleNamespace
 from tune_lung.tuning import cluster_watch
-cluster_watch._SECONDS_BETWEEN_LOOKS, cluster_watch._SECONDS_TO_TELL = 0.05, 0.5
+cluster_watch._SECONDS_TO_CLOSE = 0.5
 process = subprocess.Popen(["/bin/true"])
 node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=process)]})
 watch = cluster_watch.ClusterWatch(node)

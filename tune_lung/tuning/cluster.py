@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tune_lung.errors import InputError
 from tune_lung.printable import complain
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
-from tune_lung.tuning.cluster_watch import ClusterWatch
+from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
 from tune_lung.working_folder import neutral_folder
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def ray_session(address: str | None) -> Iterator[ClusterWatch]:
         What looks after Ray's own processes; without them, the block is left by a `ClusterLostError`.
 
     Raises:
-        InputError: There is no cluster at the address, the temporary folder is none for Ray, or Ray has died.
+        InputError: There is no cluster at the address, or the temporary folder is none for Ray.
+        ClusterLostError: Ray has died, and that was told.
     """
     if address is not None:
         require_cluster(address)
@@ -181,12 +182,12 @@ def _ray_session(address: str, *, folder: Path | None) -> Iterator[ClusterWatch]
         with watch.watching():
             try:
                 yield watch
-            except KeyboardInterrupt as interrupt:
+            except BaseException as error:
                 if watch.lost is None:
                     raise
-                watch.has_told()
-                raise InputError(f"{watch.sentence()} Begin again.") from interrupt
+                raise ClusterLostError from error  # what Ray makes of it says less
             finally:
+                watch.closes()
                 ray.shutdown()
 
 
@@ -199,8 +200,9 @@ def _told_when_interrupted() -> Iterator[None]:
     """Say that Ray is being stopped: it takes its processes a second or two to end."""
     try:
         yield
-    except KeyboardInterrupt:
-        complain("\nStopping Ray.")
+    except KeyboardInterrupt as interrupt:
+        if not isinstance(interrupt, ClusterLostError):
+            complain("\nStopping Ray.")
         raise
 
 
