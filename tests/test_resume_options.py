@@ -215,7 +215,7 @@ def test_a_memory_of_any_shape_is_read_or_passed_over(written: Path, memory: Any
     path.write_text(as_text(memory))
     try:
         found = remembered(written, manifest)
-        kinds = {"data": Path, "cache_size": str, "tracker": list, "max_concurrent": int, "follow_links": bool}
+        kinds = {"data": Path, "cache_size": int, "tracker": list, "max_concurrent": int, "follow_links": bool}
         assert all(isinstance(value, kinds.get(name, object)) for name, value in found.items())
     finally:
         path.unlink()
@@ -381,7 +381,7 @@ def test_a_manifest_of_any_shape_goes_on_or_is_refused_in_one_line(written: Path
     assert not [
         rule.name
         for rule in rules_of(Kept.MEMORY)
-        if getattr(found.options, rule.name) not in (None, [], False, "20GB", "30m", "random", "imagenet")
+        if getattr(found.options, rule.name) not in (None, [], False, 20 * 10**9, 1800.0, "random", "imagenet")
     ]
 
 

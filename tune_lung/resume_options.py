@@ -21,7 +21,7 @@ from tune_lung.results.layout import DEFAULT_KEEP, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.manifest import SearchSettings
 from tune_lung.results.schema import SCHEMA_VERSION
-from tune_lung.search_options import given_options, search_parser, seconds_of, space_of, with_fixed_fields
+from tune_lung.search_options import given_options, search_parser, space_of, with_fixed_fields
 from tune_lung.space import SearchSpace
 from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Strategy, parse_objectives
@@ -271,7 +271,7 @@ def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
             raise InputError(f"--resume: --{name} may grow ({had} so far), not shrink to {wanted}.")
         grown[name] = wanted
     if "time_budget" in given:
-        seconds = seconds_of(given["time_budget"])
+        seconds = given["time_budget"]
         had = then.time_budget_seconds
         if had is not None and seconds < had:
             raise InputError(f"--resume: --time-budget may grow ({had:g} s so far), not shrink to {seconds:g} s.")

@@ -3,6 +3,7 @@
 It loads torch and Ray; what can be refused without them is refused before.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -35,11 +36,20 @@ from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.screen import say
-from tune_lung.search_options import bytes_of, seconds_of
+from tune_lung.search_options import notes_on_scheduler
 from tune_lung.search_request import SearchRequest
 from tune_lung.search_supervision import Supervised, opened_ledger, supervise
 from tune_lung.space import SearchSpace
-from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session, room_on_nodes
+from tune_lung.tuning.cluster import (
+    Resources,
+    node_offers,
+    plan_resources,
+    ray_session,
+    require_cluster,
+    require_on_this_machine,
+    room_on_nodes,
+    temporary_folder,
+)
 from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.room import warnings_of_room
 from tune_lung.tuning.plan import DataRequest, SearchSetup
@@ -47,6 +57,7 @@ from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.proposals.warm_start import MOST_LESSONS_BYTES, known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
 from tune_lung.tuning.survey import Survey, survey_devices
+from tune_lung.tuning.watching.trackers import require_trackers
 
 
 def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
@@ -80,6 +91,8 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     options = request.options
     if request.resumed is not None:
         _require_same_numbers(request, request.resumed)
+    _require_nodes(options)
+    say(console, *require_trackers(options.tracker))
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
@@ -90,9 +103,11 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         store_seconds = time.monotonic() - asked
         _warn_of_depths(prepared, console)
         _require_masks(request.space, prepared)
-        with ray_session(options.address):
+        with ray_session(options.address) as watch:
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
+            if request.resumed is None:
+                say(console, *notes_on_scheduler(options, request.space, request.strategy))
             known = _known_trials(request, setup, console)
             if options.dry_run:
                 dry_run(request.space, request.strategy, setup, resources, console=console, keep=options.keep)
@@ -109,21 +124,28 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
                 found=found,
                 seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
             )
-            return ledger, supervise(supervised, console)
+            return ledger, supervise(supervised, console, watch)
+
+
+def _require_nodes(options: argparse.Namespace) -> None:
+    """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
+    if options.address is not None:
+        require_cluster(options.address)
+    else:
+        temporary_folder()
+        require_on_this_machine(cpus_per_trial=options.cpus_per_trial, gpus_per_trial=options.gpus_per_trial)
 
 
 def _data_request(request: SearchRequest) -> DataRequest:
     options = request.options
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}.")
     return DataRequest(
-        root=None if options.data is None else options.data.expanduser().resolve(),
+        root=None if options.data is None else options.data.resolve(),
         run=request.run,
         limit=options.limit,
         strict_data=options.strict_data,
         follow_links=options.follow_links,
-        cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
-        cache_size_bytes=bytes_of(options.cache_size),
+        cache_root=None if options.cache is None else options.cache.resolve(),
+        cache_size_bytes=options.cache_size,
     )
 
 
@@ -247,7 +269,7 @@ def _setup_of(
         judged_epochs=judged_epochs(request.strategy, max_epochs=request.space.max_epochs()),
         profile=request.options.profile,
         has_time_budget=request.strategy.time_budget_seconds is not None,
-        hang_seconds=seconds_of(request.options.hang_timeout, "--hang-timeout"),
+        hang_seconds=request.options.hang_timeout,
     )
 
 

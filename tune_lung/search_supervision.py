@@ -1,9 +1,9 @@
 """A search and its run: the ledger opened by its one owner, and every way in which a search ends written into it."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import Interruption, interruptible
-from tune_lung.printable import in_one_line
+from tune_lung.printable import complain, in_one_line
 from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
@@ -25,6 +25,7 @@ from tune_lung.resume_options import check_same_data, check_same_numbers, check_
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
 from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
@@ -159,12 +160,13 @@ class Supervised:
     """What the start took, and the pixel store."""
 
 
-def supervise(supervised: Supervised, console: Console) -> int | None:
+def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> int | None:
     """Run the search and write its outcome into the manifest.
 
     Args:
         supervised: The search.
         console: Where to tell of it.
+        watch: Looks after Ray's own processes.
 
     Returns:
         The exit status; None when there is something to report.
@@ -175,20 +177,29 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
     """
     ledger, root = supervised.ledger, supervised.setup.run_root
     interruption = Interruption()
+
+    def tell_of_loss() -> None:
+        _write_end(ledger, "interrupted")
+        say(console, watch.sentence(), _where_it_lies(root))
+
+    watch.last_words = tell_of_loss
     try:
-        with interruptible() as interruption:
+        with interruptible() as interruption, _nothing_but_the_loss(watch):
             records = _run(supervised, console)
     except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
+        if watch.lost is not None:  # that was told; what was under way may have written the manifest once more
+            _write_end(ledger, "interrupted")
+            return ClusterLostError.exit_status
         _write_end(ledger, "interrupted")
-        say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        say(console, _where_it_lies(root))
         return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
-        sys.stderr.write(f"error: {in_one_line(error)}\n")
+        complain(f"error: {in_one_line(error)}")
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")
-        say(console, f"Stopped. All that was written lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        say(console, _where_it_lies(root))
         raise
     except SupersededError:  # the end is the other's to write
         raise
@@ -205,6 +216,21 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
         return None
     say(console, f"Run: {shown_path(root)}")
     return 1
+
+
+@contextmanager
+def _nothing_but_the_loss(watch: ClusterWatch) -> Iterator[None]:
+    """Leave the block by a ClusterLostError, whatever Ray makes of it, when its processes have died."""
+    try:
+        yield
+    except BaseException as error:
+        if watch.lost is None:
+            raise
+        raise ClusterLostError from error
+
+
+def _where_it_lies(root: Path) -> str:
+    return f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}"
 
 
 def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:

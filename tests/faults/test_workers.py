@@ -214,3 +214,21 @@ def test_a_lost_node_costs_its_trial_nothing(tmp_path: Path, undisturbed: Path) 
     assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
     assert sorted(trials_of(tmp_path)["attempts"]) == [1, 1, 2]
     assert "its node went away; tried again" in done.stdout or "its worker's process died; tried again" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [("raylet", ["--patience", "100000"]), ("raylet", []), ("gcs_server", ["--patience", "100000"])],
+    ids=["node", "node before the sealed test", "head"],
+)
+def test_a_search_whose_ray_dies_says_so_and_what_to_do(tmp_path: Path, name: str, patient: list[str]) -> None:
+    search = SearchProcess.start(*begin(tmp_path, "--set", "model=resnet18"), "--max-epochs", "100000", *patient)
+    wait_until(lambda: num_epochs(tmp_path / "run") > 0)
+    children = psutil.Process(search.process.pid).children(recursive=True)
+    next(child for child in children if child.name() == name).kill()
+    status, printed = search.end(timeout=45)
+    assert status == 1, printed
+    assert f"({name}) has died: somebody ended it, or the system did for want of memory." in printed
+    assert f"To go on: --resume {tmp_path / 'run'}" in printed
+    assert not [word for word in ("Traceback", "state-dump", "***", ".cc:") if word in printed], printed
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"

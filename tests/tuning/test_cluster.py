@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray.tune import PlacementGroupFactory
 
+from tune_lung.errors import InputError
 from tune_lung.tuning.cluster import (
     Room,
     node_offers,
@@ -20,6 +21,7 @@ from tune_lung.tuning.cluster import (
     plan_resources,
     room_on_nodes,
     task_options,
+    temporary_folder,
     trials_a_gpu,
 )
 
@@ -141,3 +143,39 @@ def test_room_is_counted_in_whole_trials_on_each_node() -> None:
     assert room_on_nodes(cpus_per_trial=0.5, gpus_per_trial=0) == Room(free=4, total=4)
     assert room_on_nodes(cpus_per_trial=2, gpus_per_trial=0) == Room(free=1, total=1)
     assert room_on_nodes(cpus_per_trial=1, gpus_per_trial=1) == Room(free=0, total=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ü", r"Ray's paths have ASCII letters alone, and .*ü has others\. Set RAY_TMPDIR to another folder\."),
+        ("x" * 120, r"The temporary folder's path is too long for Ray's sockets\. Set RAY_TMPDIR to a short one\."),
+        ("file", r"Ray's files cannot lie in .*file: File exists\. Set RAY_TMPDIR to another folder\."),
+    ],
+)
+def test_a_temporary_folder_that_is_none_for_ray_is_refused_before_ray_starts(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TemporaryDirectory(prefix="ray") as short_path:
+        (Path(short_path) / "file").touch()
+        monkeypatch.setenv("RAY_TMPDIR", f"{short_path}/{name}")
+        with pytest.raises(InputError, match=message):
+            temporary_folder()
+
+
+def test_a_temporary_folder_as_long_as_sockets_allow_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory(prefix="ray") as short_path:
+        longest = 107 - len(f"/tl-12345678/w/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+        path = f"{short_path}/{'x' * longest}"[:longest]
+        monkeypatch.setenv("RAY_TMPDIR", path)
+        assert temporary_folder() == Path(path)
+        monkeypatch.setenv("RAY_TMPDIR", f"{path}x")
+        with pytest.raises(InputError, match="too long"):
+            temporary_folder()
+
+
+def test_the_home_folder_is_written_out_in_the_name_of_rays_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory(prefix="ray") as short_path:
+        monkeypatch.setenv("HOME", short_path)
+        monkeypatch.setenv("RAY_TMPDIR", "~/own")
+        assert temporary_folder() == Path(short_path, "own")

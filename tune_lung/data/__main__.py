@@ -31,7 +31,8 @@ from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
 from tune_lung.interrupts import end_process
-from tune_lung.printable import in_one_line
+from tune_lung.option_values import AtLeast1, Place, ReadOption, Size, Whole
+from tune_lung.printable import UnfailingStream, in_one_line
 from tune_lung.threads import Threads
 
 _MOST_LETTERS = 10**6
@@ -49,14 +50,18 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
     Returns:
         The exit status: 0; 2 for what the user can mend, after one line on stderr; 130 after Ctrl-C.
     """
-    options = _parser(program).parse_args(arguments)
-    return exit_status(lambda: _print_lines(options.command(options)))
+    return exit_status(lambda: _run(_parser(program).parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _print_lines(options.command(options))
 
 
 def _print_lines(lines: Iterable[str]) -> int:
+    stream = UnfailingStream(sys.stdout)
     for line in lines:
-        sys.stdout.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
-        sys.stdout.flush()
+        stream.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
+        stream.flush()
     return 0
 
 
@@ -72,8 +77,17 @@ def _parser(program: str) -> argparse.ArgumentParser:
     prepared = _add(commands, "prepare", _prepare_lines, "build the pixel store that a search would build")
     for command in (audit, prepared):
         _add_run_options(command)
-    drawn.add_argument("--images", type=int, default=DEFAULT_NUM_IMAGES, metavar="N", help="pictures (default %(default)s)")
-    drawn.add_argument("--seed", type=int, default=0, metavar="N", help="decides every picture (default %(default)s)")
+    drawn.add_argument(
+        "--images",
+        action=ReadOption,
+        kind=AtLeast1,
+        default=DEFAULT_NUM_IMAGES,
+        metavar="N",
+        help="pictures (default %(default)s)",
+    )
+    drawn.add_argument(
+        "--seed", action=ReadOption, kind=Whole, default=0, metavar="N", help="decides every picture (default %(default)s)"
+    )
     return parser
 
 
@@ -84,7 +98,7 @@ def _add(
     text: str,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.add_argument("directory", type=Path, metavar="DIR", help="the data folder")
+    command.add_argument("directory", action=ReadOption, kind=Place, metavar="DIR", help="the data folder")
     command.add_argument("--follow-links", action="store_true", help="follow links that lead out of it")
     command.set_defaults(command=lines)
     return command
@@ -92,17 +106,29 @@ def _add(
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--protocol", choices=PROTOCOLS, default="strict", help="whose split (default %(default)s)")
-    command.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help="side of the images (default %(default)s)")
-    command.add_argument("--limit", type=int, metavar="N", help="images to use, chosen by class (default: all)")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="root seed of the split (default %(default)s)")
+    command.add_argument(
+        "--image-size",
+        action=ReadOption,
+        kind=Whole,
+        default=128,
+        metavar="PIXELS",
+        help="side of the images (default %(default)s)",
+    )
+    command.add_argument(
+        "--limit", action=ReadOption, kind=AtLeast1, metavar="N", help="images to use, chosen by class (default: all)"
+    )
+    command.add_argument(
+        "--seed", action=ReadOption, kind=Whole, default=0, metavar="N", help="root seed of the split (default %(default)s)"
+    )
     command.add_argument("--strict-data", action="store_true", help="stop at a bad file instead of leaving it out")
-    command.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (default: the user's)")
+    command.add_argument("--cache", action=ReadOption, kind=Place, metavar="DIR", help="cache folder (default: the user's)")
     command.add_argument(
         "--cache-size",
-        type=float,
-        default=DEFAULT_SIZE_BYTES / 1e9,
-        metavar="GB",
-        help="bound of the cache (default %(default)g)",
+        action=ReadOption,
+        kind=Size,
+        default=DEFAULT_SIZE_BYTES,
+        metavar="SIZE",
+        help="bound of the cache, such as 5GB (default 20GB)",
     )
 
 
@@ -235,6 +261,7 @@ def _equal_lines(reports: Sequence[_FileReport]) -> Iterator[str]:
 
 def _audit_lines(options: argparse.Namespace) -> Iterator[str]:
     """Describe a folder as `scan` does, then what preparing it decides."""
+    _run_config(options)  # what is refused is refused before the images are read
     yield from _scan_lines(options)
     with _prepared(options) as data:
         used = data.images[data.images["split"].notna()]
@@ -276,10 +303,14 @@ def _prepare_lines(options: argparse.Namespace) -> Iterator[str]:
         yield f"Store: {data.store}" if options.cache_size else "Cache size 0: the store was built, checked and removed."
 
 
+def _run_config(options: argparse.Namespace) -> RunConfig:
+    return RunConfig(protocol=options.protocol, image_size=options.image_size, seed=options.seed)
+
+
 @contextmanager
 def _prepared(options: argparse.Namespace) -> Iterator[PreparedData]:
-    run = RunConfig(protocol=options.protocol, image_size=options.image_size, seed=options.seed)
-    with Cache.open(options.cache, round(options.cache_size * 1e9)) as cache, _progress() as progress:
+    run = _run_config(options)
+    with Cache.open(options.cache, options.cache_size) as cache, _progress() as progress:
         data = prepare(
             options.directory,
             run=run,

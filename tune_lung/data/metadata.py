@@ -47,7 +47,10 @@ class ClassMetadata:
 def metadata_file(root: Path, class_name: str) -> Path | None:
     """Find a class's table, beside its folder."""
     path = root / f"{class_name}.metadata.xlsx"
-    is_inside = path.is_file() and path.resolve().is_relative_to(root.resolve())  # a link may lead anywhere
+    try:
+        is_inside = path.is_file() and path.resolve().is_relative_to(root.resolve())  # a link may lead anywhere
+    except OSError:  # the class's own name is as long as names may be
+        return None
     return path if is_inside else None
 
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tune_lung.data.exclusion import ExclusionReason
@@ -20,6 +21,7 @@ SYNTHETIC_MARK = "SYNTHETIC.txt"
 _NO_CLASSES = frozenset({"masks", "lost+found"})
 """Folders in the root that are no classes; the second is the file system's own, and closed."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MOST_LEVELS_TOO_HIGH = 3
 _SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
@@ -119,7 +121,40 @@ def _check_classes(root: Path, names: Sequence[str], *, num_outside: int) -> Non
             f"{root} is already split ({', '.join(names)}). Give one folder per class; tune_lung splits by its own rules."
         )
     if len(names) == 1:
-        raise InputError(f"{root} holds one class only ('{names[0]}'). Give a folder with at least two class folders.")
+        inside = _folder_of_classes(root)
+        hint = f" Did you mean {inside}?" if inside else ""
+        raise InputError(f"{root} holds one class only ('{names[0]}'). Give a folder with at least two class folders.{hint}")
+
+
+def _folder_of_classes(root: Path) -> Path | None:
+    """Find the folder inside another that holds one folder per class, as where an archive's own folder was not named."""
+    level = [root]
+    for _ in range(_MOST_LEVELS_TOO_HIGH):
+        level = [folder for parent in level for folder in _folders_in(parent)]
+        for folder in level:
+            classes = [inner for inner in _folders_in(folder) if _holds_images(inner) or _holds_images(inner / "images")]
+            if len(classes) > 1:
+                return folder
+    return None
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder that may be those of classes, the first hundred."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    plain = (path for path in sorted(found) if path.name.casefold() not in ("images", "masks") and _is_plain(path.name))
+    return list(islice(plain, 100))
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(_has_image_name(entry.name) for entry in entries)
+    except OSError:
+        return False
 
 
 def _is_plain(name: str) -> bool:

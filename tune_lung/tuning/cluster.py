@@ -5,6 +5,7 @@ import math
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune_lung.config import DEFAULT_CPUS_PER_TRIAL
 from tune_lung.errors import InputError
-from tune_lung.interrupts import Interrupted
+from tune_lung.printable import complain
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
+from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
 from tune_lung.working_folder import neutral_folder
 
 if TYPE_CHECKING:
@@ -38,6 +40,19 @@ _RAY_SETTINGS = {
 }
 
 
+_MOST_SOCKET_BYTES = 107
+_DEEPEST_SOCKET = f"/{RAY_PREFIX}12345678/w/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
+"""In the temporary folder, but for the number of this process."""
+_TOO_LONG = "The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one."
+_SECONDS_TO_ANSWER = 30.0
+_ASK_CLUSTER = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_exists(b"session_name", b"session", timeout=30)
+"""
+"""Asks a cluster's head for something that every one has, or raises."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What a trial gets, and how many trials may run at once."""
@@ -53,7 +68,7 @@ class Resources:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[ClusterWatch]:
     """Start a local Ray, or join a running cluster, and leave it when the block ends.
 
     What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours.
@@ -61,44 +76,124 @@ def ray_session(address: str | None) -> Iterator[None]:
     Args:
         address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
 
+    Yields:
+        What looks after Ray's own processes; without them, the block is left by a `ClusterLostError`.
+
     Raises:
         InputError: There is no cluster at the address, or the temporary folder is none for Ray.
+        ClusterLostError: Ray has died, and that was told.
     """
     if address is not None:
-        with _ray_session(address, folder=None):
-            yield
+        require_cluster(address)
+        with _ray_session(address, folder=None) as watch:
+            yield watch
         return
-    parent = _temporary_folder()
-    with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path):
-        yield
+    parent = temporary_folder()
+    with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path) as watch:
+        yield watch
     remove_leftovers(parent)  # of a search that was killed a moment before this one began, its workers are gone by now
 
 
-def _temporary_folder() -> Path:
-    """Name the folder in which Ray makes its own; it is made where `RAY_TMPDIR` names one that is not there."""
-    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
-    parent.mkdir(parents=True, exist_ok=True)
+def require_cluster(address: str) -> None:
+    """See that a cluster answers.
+
+    A process of its own asks: Ray's client waits for minutes where nobody answers, and cannot be interrupted meanwhile.
+
+    Args:
+        address: `auto`, or the head's `HOST:PORT`.
+
+    Raises:
+        InputError: None does, or the address is none.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "local" or "://" in address:
+        raise InputError(f"--address {address}: write the HOST:PORT of a cluster's head, or auto; without it Ray starts here.")
+    try:
+        place = canonicalize_bootstrap_address(address)
+    except (ConnectionError, OSError, ValueError) as error:
+        raise InputError(f"No Ray cluster answers at --address {address}: {_first_line(error)}") from error
+    with neutral_folder() as working:
+        command = [sys.executable, "-c", _ASK_CLUSTER, str(place)]
+        quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        try:
+            subprocess.run(command, cwd=working, timeout=_SECONDS_TO_ANSWER, check=True, **quiet)  # noqa: S603 - our own words
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"No Ray cluster answers at --address {address} within {_SECONDS_TO_ANSWER:g} s. Start its head, or give the"
+                " HOST:PORT of one that runs."
+            ) from error
+
+
+def require_on_this_machine(*, cpus_per_trial: float | None, gpus_per_trial: float | None) -> None:
+    """Refuse a trial that this machine cannot hold, without Ray; the arguments are those of `plan_resources`.
+
+    Raises:
+        InputError: It has fewer CPUs or GPUs, as Ray would count them.
+    """
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.utils import get_num_cpus
+
+    gpus = get_accelerator_manager_for_resource("GPU")
+    offered = {"CPU": float(get_num_cpus()), "GPU": float(0 if gpus is None else gpus.get_current_node_num_accelerators())}
+    _require_at_most(offered, cpus=cpus_per_trial or 0.0, gpus=gpus_per_trial or 0.0)
+
+
+def _require_at_most(offered: Mapping[str, float], *, cpus: float, gpus: float) -> None:
+    for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
+        if wanted > offered[kind]:
+            raise InputError(f"{option} {wanted:g} is more than this machine has ({offered[kind]:g}). Lower it.")
+
+
+def temporary_folder() -> Path:
+    """Name the folder in which Ray makes its own; it is made where `RAY_TMPDIR` names one that is not there.
+
+    Raises:
+        InputError: It is none for Ray.
+    """
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).expanduser().absolute()
+    if not str(parent).isascii():
+        raise InputError(f"Ray's paths have ASCII letters alone, and {parent} has others. Set RAY_TMPDIR to another folder.")
+    if len(str(parent) + _DEEPEST_SOCKET + str(os.getpid())) > _MOST_SOCKET_BYTES:
+        raise InputError(_TOO_LONG)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Ray's files cannot lie in {parent}: {error.strerror}. Set RAY_TMPDIR to another folder.") from error
     return parent
 
 
 @contextmanager
-def _ray_session(address: str, *, folder: Path | None) -> Iterator[None]:
+def _ray_session(address: str, *, folder: Path | None) -> Iterator[ClusterWatch]:
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     if folder is not None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray closes a local cluster by a token; one in the environment spares it a file under HOME.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
+    from ray._private import worker
 
+    worker.print_to_stdstream = _tell_nothing  # what its processes would tell the user is told by us
     with neutral_folder(parent=None if folder is None else str(folder)) as working, _told_when_interrupted():
         with _own_sigterm():
             _begin(address, working=working, folder=folder)
         # Tune names failed trials at the end: the recorder does, at once.
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        watch = ClusterWatch(worker._global_node)
+        with watch.watching():
+            try:
+                yield watch
+            except BaseException as error:
+                if watch.lost is None:
+                    raise
+                raise ClusterLostError from error  # what Ray makes of it says less
+            finally:
+                watch.closes()
+                ray.shutdown()
+
+
+def _tell_nothing(*_: Any, **__: Any) -> None:
+    """Stand for what of Ray's is left out: its messages, such as the state of a raylet that died, and its handler of SIGTERM."""
 
 
 @contextmanager
@@ -106,22 +201,25 @@ def _told_when_interrupted() -> Iterator[None]:
     """Say that Ray is being stopped: it takes its processes a second or two to end."""
     try:
         yield
-    except KeyboardInterrupt:
-        sys.stderr.write("\nStopping Ray.\n")
+    except KeyboardInterrupt as interrupt:
+        if not isinstance(interrupt, ClusterLostError):
+            complain("\nStopping Ray.")
         raise
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Keep what SIGTERM does: Ray would have it end the process with a status of its own."""
-    before = signal.getsignal(signal.SIGTERM)
+    from ray._private import utils
+
+    before, rays = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = _tell_nothing
     try:
         yield
-    except SystemExit as error:  # Ray's handler, while Ray starts
-        raise Interrupted(signal.SIGTERM) if error.code == signal.SIGTERM else error from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        utils.set_sigterm_handler = rays
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)  # Ray's C++ part may have taken it too
 
 
 def _begin(address: str, *, working: str, folder: Path | None) -> None:
@@ -148,7 +246,7 @@ def _begin(address: str, *, working: str, folder: Path | None) -> None:
     except OSError as error:
         if "AF_UNIX path length" not in str(error):
             raise
-        raise InputError("The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one.") from error
+        raise InputError(_TOO_LONG) from error
     except ValueError as error:
         if "virtualenv" not in str(error):
             raise
@@ -207,10 +305,8 @@ def plan_resources(
     gpus = gpus_per_trial if gpus_per_trial is not None else min(1.0, max(node.get("GPU", 0.0) for node in nodes))
     cpus = cpus_per_trial if cpus_per_trial is not None else DEFAULT_CPUS_PER_TRIAL
     if is_local:
-        for option, wanted, kind in (("--cpus-per-trial", cpus, "CPU"), ("--gpus-per-trial", gpus, "GPU")):
-            most = max(node.get(kind, 0.0) for node in nodes)
-            if wanted > most:
-                raise InputError(f"{option} {wanted:g} is more than this machine has ({most:g}). Lower it.")
+        most = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+        _require_at_most(most, cpus=cpus, gpus=gpus)
     slots = sum(_slots(node, cpus=cpus, gpus=gpus) for node in nodes) if is_local else num_trials
     return Resources(
         cpus_per_trial=cpus,

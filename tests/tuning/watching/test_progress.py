@@ -261,7 +261,7 @@ def test_without_a_terminal_a_line_tells_it_all(recorder: Recorder):
     with view:
         view.on_step_end(0, [])
     assert re.fullmatch(
-        rf"0 of 3 done · [\d.e+]+ epochs/s · at most .+ left · 1 running · best val macro recall 90.0%: {CELL}\n",
+        rf"0 of 3 done · [\d.e+]+ epochs/s · about .+ left · 1 running · best val macro recall 90.0%: {CELL}\n",
         text.getvalue(),
     )
 
@@ -364,7 +364,7 @@ def test_the_time_left_counts_on_the_slots_that_there_are(recorder: Recorder):
     view, text = view_of(recorder, terminal=False, max_concurrent=100, scheduler="none")
     report(recorder, start(recorder), 0.5)
     view.on_step_end(0, [])
-    assert re.search(r"at most 5\d s left", text.getvalue().splitlines()[-1])
+    assert re.search(r"about 5\d s left", text.getvalue().splitlines()[-1])
     room, now = Room(free=2, total=3), 1.0
     view.on_step_end(0, [])
-    assert re.search(r"at most (19|20) s left", text.getvalue().splitlines()[-1])
+    assert re.search(r"about (19|20) s left", text.getvalue().splitlines()[-1])

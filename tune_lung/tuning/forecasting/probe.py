@@ -4,7 +4,6 @@ A probe is `fit` itself on the first few images, in a Ray task with a trial's re
 search will run trials. What it writes lies in the cache for as long as it runs.
 """
 
-import itertools
 import math
 import resource
 import time
@@ -92,7 +91,7 @@ def _mult_adds(network: CnnConfig | ResNetConfig, image_size: int) -> int:
 def probe(
     requests: Sequence[ProbeRequest], setup: SearchSetup, *, slots: int, progress: Callable[[int], None]
 ) -> tuple[list[TrialCost], float]:
-    """Measure every kind of trial, each while all slots are busy.
+    """Measure every kind of trial once, each while all slots are busy.
 
     Args:
         requests: The kinds, those with most work first, so that the last ones run together.
@@ -114,12 +113,12 @@ def probe(
         _result_of(begun, slots)
     worker_seconds = time.monotonic() - started
 
-    waiting, fillers = deque(range(len(requests))), itertools.cycle(reversed(range(len(requests))))
+    waiting, filler = deque(range(len(requests))), len(requests) - 1
     running: dict[Any, int] = {}
     costs: dict[int, TrialCost] = {}
     while len(costs) < len(requests):
         while len(running) < slots:
-            number = waiting.popleft() if waiting else next(fillers)  # again, only to keep the slot busy
+            number = waiting.popleft() if waiting else filler  # the one with least work again, only to keep the slot busy
             running[measure.remote(requests[number], shared)] = number
         (done,), _ = ray.wait(list(running), num_returns=1)
         costs.setdefault(running.pop(done), _result_of(done, slots))
