@@ -8,11 +8,12 @@ import logging
 import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import chdir
+from contextlib import chdir, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -81,7 +82,7 @@ def _require_wandb_key() -> None:
         return
     if os.environ.get("WANDB_SETUP_API_KEY_HOOK"):  # Ray asks it
         return
-    with neutral_folder() as neutral, chdir(neutral):
+    with neutral_folder() as neutral, chdir(neutral), redirect_stderr(StringIO()):  # it warns of how Ray, too, asks it
         import wandb
 
         key = wandb.api.api_key
