@@ -139,7 +139,7 @@ import subprocess, threading
 from types import SimpleNamespace
 from tune_lung.tuning import cluster_watch
 cluster_watch._SECONDS_TO_CLOSE = 0.5
-process = subprocess.Popen(["/bin/true"])
+process = subprocess.Popen(["/bin/sleep", "2"])
 node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=process)]})
 watch = cluster_watch.ClusterWatch(node)
 WORDS
