@@ -70,6 +70,7 @@ def test_the_thread_that_searches_need_not_be_the_main_one(processes: dict[str, 
 
     thread = threading.Thread(target=search)
     thread.start()
+    time.sleep(0.3)  # it waits by now
     processes["raylet"].kill()
     thread.join()
     assert left == ["Ray's node process (raylet)"]
