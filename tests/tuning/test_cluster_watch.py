@@ -70,6 +70,7 @@ def test_the_thread_that_searches_need_not_be_the_main_one(processes: dict[str, 
 
     thread = threading.Thread(target=search)
     thread.start()
+    time.sleep(0.3)  # it waits by now
     processes["raylet"].kill()
     thread.join()
     assert left == ["Ray's node process (raylet)"]
@@ -139,7 +140,7 @@ import subprocess, threading
 from types import SimpleNamespace
 from tune_lung.tuning import cluster_watch
 cluster_watch._SECONDS_TO_CLOSE = 0.5
-process = subprocess.Popen(["/bin/true"])
+process = subprocess.Popen(["/bin/sleep", "2"])
 node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=process)]})
 watch = cluster_watch.ClusterWatch(node)
 WORDS

@@ -51,17 +51,21 @@ class ClusterWatch:
         """Watch for as long as the block lasts."""
         own = [(kind, info.process.pid) for kind in _OWN for info in self._node.all_processes.get(kind, ())]
         watches = [partial(self._wait_for, kind, pid) for kind, pid in own] or [partial(self._look_at_cluster)]
-        for watch in watches:
-            threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
         try:
+            for watch in watches:
+                threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
             yield
         finally:
-            self._closing.set()
-            self._closed.set()
+            try:
+                self.closes()
+            finally:  # the loss may be raised in here too, once
+                self._closed.set()
 
     def closes(self) -> None:
         """Take down that Ray is being closed: its processes end now, and are not lost."""
-        self._closing.set()
+        with self._one_at_a_time:
+            self._closing.set()
+            _raise_in(self._waiting, None)  # what has not been raised yet is raised nowhere else
 
     def _wait_for(self, kind: str, pid: int) -> None:
         """Wait for the end of a process of our own; who started it learns of it all the same."""
@@ -93,8 +97,8 @@ class ClusterWatch:
             if self._closing.is_set() or self.lost is not None:
                 return
             self.lost = what
-        self.last_words()
-        _raise_in(self._waiting, ClusterLostError)
+            self.last_words()
+            _raise_in(self._waiting, ClusterLostError)
         if not self._closed.wait(_SECONDS_TO_CLOSE):
             self._end_process()
 
@@ -116,6 +120,7 @@ def _is_open(family: int, address: Any) -> bool:
         return True
 
 
-def _raise_in(thread: int, kind: type[BaseException]) -> None:
-    """Raise in a thread, main or not, at its next step in Python."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
+def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
+    """Raise in a thread, main or not, at its next step in Python; None takes back what has not been raised yet."""
+    raised = None if kind is None else ctypes.py_object(kind)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
