@@ -25,7 +25,7 @@ from tune_lung.resume_options import check_same_data, check_same_numbers, check_
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
-from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
+from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
@@ -166,7 +166,7 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
     Args:
         supervised: The search.
         console: Where to tell of it.
-        watch: Looks after Ray's own processes.
+        watch: Looks after Ray's own processes; it ends this one when they die, with status 1 and the run `interrupted`.
 
     Returns:
         The exit status; None when there is something to report.
@@ -184,12 +184,9 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
 
     watch.last_words = tell_of_loss
     try:
-        with interruptible() as interruption, _nothing_but_the_loss(watch):
+        with interruptible() as interruption, _giving_way_to_a_loss(watch):
             records = _run(supervised, console)
     except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
-        if watch.lost is not None:  # that was told; what was under way may have written the manifest once more
-            _write_end(ledger, "interrupted")
-            return ClusterLostError.exit_status
         _write_end(ledger, "interrupted")
         say(console, _where_it_lies(root))
         return interruption.exit_status
@@ -219,14 +216,13 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
 
 
 @contextmanager
-def _nothing_but_the_loss(watch: ClusterWatch) -> Iterator[None]:
-    """Leave the block by a ClusterLostError, whatever Ray makes of it, when its processes have died."""
+def _giving_way_to_a_loss(watch: ClusterWatch) -> Iterator[None]:
+    """Let the watch tell the end, whatever Ray makes of it, when Ray's processes have died."""
     try:
         yield
-    except BaseException as error:
-        if watch.lost is None:
-            raise
-        raise ClusterLostError from error
+    except BaseException:
+        watch.gives_way()
+        raise
 
 
 def _where_it_lies(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Ray's own processes die: what waits for them is left, and where that is not possible, the last words are said."""
+"""Ray's own processes die: the last words are said, and the process ends."""
 
 import socket
 import subprocess
@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,19 @@ from typing import Any
 import pytest
 
 from tune_lung.tuning import cluster_watch
-from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
+from tune_lung.tuning.cluster_watch import ClusterWatch
+
+
+class Watched(ClusterWatch):
+    """A watch whose process does not end, but is asked whether it would have."""
+
+    def __init__(self, node: Any) -> None:
+        super().__init__(node)
+        self.ends, self.told = threading.Event(), []
+        self.last_words = lambda: self.told.append(self.sentence())
+
+    def _end_process(self) -> None:
+        self.ends.set()
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +47,6 @@ def node_of(processes: dict[str, Any]) -> Any:
     return SimpleNamespace(all_processes={kind: [SimpleNamespace(process=process)] for kind, process in processes.items()})
 
 
-def wait_for_ray(seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
@@ -49,73 +54,88 @@ def wait_for_ray(seconds: float = 20.0) -> None:
         ("gcs_server", r"Ray's head process (gcs_server) has died: somebody ended it, or the system did for want of memory."),
     ],
 )
-def test_what_waits_for_a_process_that_died_is_left(processes: dict[str, Any], kind: str, sentence: str) -> None:
-    watch = ClusterWatch(node_of(processes))
-    threading.Timer(0.2, processes[kind].kill).start()
-    with pytest.raises(ClusterLostError), watch.watching():
-        wait_for_ray()
-    assert watch.sentence() == sentence
+def test_a_death_is_told_at_once_and_ends_the_process(processes: dict[str, Any], kind: str, sentence: str) -> None:
+    """Ray's C++ part may end it some milliseconds later, with words of its own."""
+    watch = Watched(node_of(processes))
+    with watch.watching():
+        processes[kind].kill()
+        assert watch.ends.wait(0.5)
+    assert watch.told == [sentence]
 
 
-def test_the_thread_that_searches_need_not_be_the_main_one(processes: dict[str, Any]) -> None:
-    left: list[str | None] = []
+def test_whoever_searches_need_not_be_the_main_thread(processes: dict[str, Any]) -> None:
+    watch = Watched(node_of(processes))
 
     def search() -> None:
-        watch = ClusterWatch(node_of(processes))
-        try:
-            with watch.watching():
-                wait_for_ray()
-        except ClusterLostError:
-            left.append(watch.lost)
+        with watch.watching():
+            watch.ends.wait(20)
 
     thread = threading.Thread(target=search)
     thread.start()
-    time.sleep(0.3)  # it waits by now
     processes["raylet"].kill()
     thread.join()
-    assert left == ["Ray's node process (raylet)"]
+    assert len(watch.told) == 1
 
 
 def test_processes_that_end_when_ray_is_closed_are_not_lost(processes: dict[str, Any]) -> None:
-    watch = ClusterWatch(node_of(processes))
+    watch = Watched(node_of(processes))
     with watch.watching():
         watch.closes()
         processes["raylet"].kill()
-        wait_for_ray(0.3)
+        assert not watch.ends.wait(0.3)
     assert watch.lost is None
 
 
-def test_the_loss_is_told_in_the_moment_of_the_death(processes: dict[str, Any]) -> None:
-    """Ray's C++ part may end this process some milliseconds later."""
-    watch, told = ClusterWatch(node_of(processes)), threading.Event()
-    watch.last_words = told.set
-    with suppress(ClusterLostError), watch.watching():
-        processes["gcs_server"].kill()
-        assert told.wait(0.5)
-
-
 def test_of_two_deaths_one_is_told(processes: dict[str, Any]) -> None:
-    watch, told = ClusterWatch(node_of(processes)), []
-    watch.last_words = lambda: told.append(watch.lost)
-    with suppress(ClusterLostError), watch.watching():
+    watch = Watched(node_of(processes))
+    with watch.watching():
         for process in processes.values():
             process.kill()
-        wait_for_ray()
-    assert len(told) == 1
+        assert watch.ends.wait(20)
+        time.sleep(0.2)
+    assert len(watch.told) == 1
+
+
+def test_whoever_meets_the_loss_first_waits_until_it_is_told(processes: dict[str, Any]) -> None:
+    watch, goes_on = Watched(node_of(processes)), threading.Event()
+    begun = threading.Event()
+    watch.last_words = lambda: (begun.set(), goes_on.wait(20))
+    with watch.watching():
+        processes["raylet"].kill()
+        assert begun.wait(20)
+        waiting = threading.Thread(target=watch.gives_way)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        goes_on.set()
+        waiting.join()
+    assert watch.ends.is_set()
+
+
+def test_words_that_cannot_be_told_keep_nothing_from_its_end(processes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_watch, "_SECONDS_TO_TELL", 0.2)
+    failing, stuck = (Watched(node_of(processes)) for _ in range(2))
+    goes_on = threading.Event()
+    failing.last_words, stuck.last_words = lambda: 1 / 0, lambda: goes_on.wait(20)
+    with failing.watching(), stuck.watching():
+        processes["raylet"].kill()
+        assert failing.ends.wait(20)
+        assert stuck.ends.wait(20)
+        goes_on.set()
 
 
 def test_a_cluster_that_stops_answering_is_lost(tmp_path: Path) -> None:
     node = SimpleNamespace(all_processes={}, gcs_address="127.0.0.1:1", raylet_socket_name=str(tmp_path / "raylet"))
-    watch = ClusterWatch(node)
-    with pytest.raises(ClusterLostError), watch.watching():
-        wait_for_ray()
+    watch = Watched(node)
+    with watch.watching():
+        assert watch.ends.wait(20)
     assert watch.lost == "The cluster's head at 127.0.0.1:1"
 
 
 def test_a_cluster_that_lives_is_left_alone(processes: dict[str, Any]) -> None:
-    watch = ClusterWatch(node_of(processes))
+    watch = Watched(node_of(processes))
     with watch.watching():
-        wait_for_ray(0.5)
+        assert not watch.ends.wait(0.5)
     assert watch.lost is None
 
 
@@ -139,7 +159,6 @@ STUCK = """
 import subprocess, threading
 from types import SimpleNamespace
 from tune_lung.tuning import cluster_watch
-cluster_watch._SECONDS_TO_CLOSE = 0.5
 process = subprocess.Popen(["/bin/sleep", "2"])
 node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=process)]})
 watch = cluster_watch.ClusterWatch(node)

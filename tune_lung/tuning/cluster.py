@@ -19,7 +19,7 @@ from tune_lung.config import DEFAULT_CPUS_PER_TRIAL
 from tune_lung.errors import InputError
 from tune_lung.printable import complain
 from tune_lung.scratch import RAY_PREFIX, ScratchFolder, remove_leftovers
-from tune_lung.tuning.cluster_watch import ClusterLostError, ClusterWatch
+from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.working_folder import neutral_folder
 
 if TYPE_CHECKING:
@@ -77,11 +77,10 @@ def ray_session(address: str | None) -> Iterator[ClusterWatch]:
         address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
 
     Yields:
-        What looks after Ray's own processes; without them, the block is left by a `ClusterLostError`.
+        What looks after Ray's own processes, and ends this one when they die.
 
     Raises:
         InputError: There is no cluster at the address, or the temporary folder is none for Ray.
-        ClusterLostError: Ray has died, and that was told.
     """
     if address is not None:
         require_cluster(address)
@@ -183,10 +182,6 @@ def _ray_session(address: str, *, folder: Path | None) -> Iterator[ClusterWatch]
         with watch.watching():
             try:
                 yield watch
-            except BaseException as error:
-                if watch.lost is None:
-                    raise
-                raise ClusterLostError from error  # what Ray makes of it says less
             finally:
                 watch.closes()
                 ray.shutdown()
@@ -201,9 +196,8 @@ def _told_when_interrupted() -> Iterator[None]:
     """Say that Ray is being stopped: it takes its processes a second or two to end."""
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        if not isinstance(interrupt, ClusterLostError):
-            complain("\nStopping Ray.")
+    except KeyboardInterrupt:
+        complain("\nStopping Ray.")
         raise
 
 

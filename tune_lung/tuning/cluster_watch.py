@@ -3,9 +3,9 @@
 Ray ends a driver whose node or head has died from within its C++ part, some seconds later: no handler of Python's runs then.
 """
 
-import ctypes
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,25 +18,22 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_CONNECT = 5.0
 _LOOKS_UNTIL_LOST = 5
 """Looks in a row at which something of a cluster's does not answer."""
-_SECONDS_TO_CLOSE = 15.0
-"""For what waits for Ray to be left, and Ray to be closed."""
+_SECONDS_TO_TELL = 15.0
+"""For the last words: something of this process may be stuck for good."""
+_EXIT_STATUS = 1
 _OWN = {"raylet": "Ray's node process (raylet)", "gcs_server": "Ray's head process (gcs_server)"}
 
 
-class ClusterLostError(KeyboardInterrupt):
-    """Ray's own processes have died: it goes where an interruption goes, through all that would try again."""
-
-    exit_status = 1
-
-
 class ClusterWatch:
-    """Looks after Ray's node and head from threads of its own, says when one has died, and ends what waits for them."""
+    """Looks after Ray's node and head from threads of its own; when one has died, it says so and ends the process.
+
+    What waits for Ray cannot be woken otherwise: it may wait in Ray's C++ part.
+    """
 
     def __init__(self, node: Any) -> None:
         """Take Ray's node, as this process knows it."""
         self._node = node
-        self._waiting = threading.get_ident()
-        self._closing, self._closed, self._one_at_a_time = threading.Event(), threading.Event(), threading.Lock()
+        self._closing, self._telling = threading.Event(), threading.Lock()
         self.last_words: Callable[[], None] = lambda: complain(f"error: {self.sentence()}")
         """Tells of the loss, at once and from another thread: Ray may end this process in the next moment."""
         self.lost: str | None = None
@@ -56,16 +53,17 @@ class ClusterWatch:
                 threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
             yield
         finally:
-            try:
-                self.closes()
-            finally:  # the loss may be raised in here too, once
-                self._closed.set()
+            self.closes()
 
     def closes(self) -> None:
         """Take down that Ray is being closed: its processes end now, and are not lost."""
-        with self._one_at_a_time:
+        with self._telling:  # a loss that is being told goes before: the process ends with it
             self._closing.set()
-            _raise_in(self._waiting, None)  # what has not been raised yet is raised nowhere else
+
+    def gives_way(self) -> None:
+        """Wait for the process's end where a loss is being told, so that nothing else is told of it."""
+        with self._telling:
+            pass
 
     def _wait_for(self, kind: str, pid: int) -> None:
         """Wait for the end of a process of our own; who started it learns of it all the same."""
@@ -93,13 +91,16 @@ class ClusterWatch:
         return None
 
     def _lose(self, what: str) -> None:
-        with self._one_at_a_time:
+        with self._telling:
             if self._closing.is_set() or self.lost is not None:
                 return
             self.lost = what
-            self.last_words()
-            _raise_in(self._waiting, ClusterLostError)
-        if not self._closed.wait(_SECONDS_TO_CLOSE):
+            late = threading.Timer(_SECONDS_TO_TELL, self._end_process)
+            late.daemon = True
+            late.start()
+            with suppress(Exception):  # whatever cannot be told any more, the process ends
+                self.last_words()
+            late.cancel()
             self._end_process()
 
     def _end_process(self) -> None:
@@ -107,7 +108,10 @@ class ClusterWatch:
             for info in processes:
                 with suppress(OSError):
                     info.process.kill()
-        os._exit(ClusterLostError.exit_status)
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(_EXIT_STATUS)
 
 
 def _is_open(family: int, address: Any) -> bool:
@@ -118,9 +122,3 @@ def _is_open(family: int, address: Any) -> bool:
         except OSError:
             return False
         return True
-
-
-def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    """Raise in a thread, main or not, at its next step in Python; None takes back what has not been raised yet."""
-    raised = None if kind is None else ctypes.py_object(kind)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
