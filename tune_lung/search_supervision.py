@@ -179,8 +179,8 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
     interruption = Interruption()
 
     def tell_of_loss() -> None:
-        _write_end(ledger, "interrupted")
         say(console, watch.sentence(), _where_it_lies(root))
+        _write_end(ledger, "interrupted")
 
     watch.last_words = tell_of_loss
     try:

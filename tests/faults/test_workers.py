@@ -216,12 +216,10 @@ def test_a_lost_node_costs_its_trial_nothing(tmp_path: Path, undisturbed: Path) 
     assert "its node went away; tried again" in done.stdout or "its worker's process died; tried again" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "patient"),
-    [("raylet", ["--patience", "100000"]), ("raylet", []), ("gcs_server", ["--patience", "100000"])],
-    ids=["node", "node before the sealed test", "head"],
-)
-def test_a_search_whose_ray_dies_says_so_and_what_to_do(tmp_path: Path, name: str, patient: list[str]) -> None:
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_search_whose_ray_dies_says_so_and_what_to_do(tmp_path: Path, name: str) -> None:
+    """While nothing is asked of Ray: else its C++ part may end the driver before a word is said, as a kill would."""
+    patient = ("--patience", "100000")
     search = SearchProcess.start(*begin(tmp_path, "--set", "model=resnet18"), "--max-epochs", "100000", *patient)
     wait_until(lambda: num_epochs(tmp_path / "run") > 0)
     children = psutil.Process(search.process.pid).children(recursive=True)
