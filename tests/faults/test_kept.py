@@ -50,6 +50,7 @@ def assert_promise_is_kept(root: Path) -> None:
         assert load(root / "checkpoints" / trial_id / "best.safetensors").state["epoch"] == epoch
 
 
+@pytest.mark.timeout(400)  # four searches
 def test_a_search_killed_at_its_deletions_loses_no_network_that_its_rows_promise(
     tmp_path: Path, undisturbed_sampled: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_search_killed_at_its_deletions_loses_no_network_that_its_rows_promise
     assert files_of(root) == {trial_id: ["best.safetensors"] for trial_id in promised(root)}
 
 
+@pytest.mark.timeout(400)  # three searches
 def test_more_repeats_train_again_what_leads_by_them_and_was_not_kept(tmp_path: Path) -> None:
     """What leads by one seed may not lead by the mean of three: the tables are those of three from the beginning."""
     options = ("--samples", "4", "--sampler", "random", "--scheduler", "none", "--max-epochs", "2")

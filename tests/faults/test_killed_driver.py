@@ -33,13 +33,14 @@ MOMENTS = {
     "the end": {
         "while a trial's row is written": ("*/trials/.[0-9a-f]*.parquet.*", 4),
         "as a resume begins": ("*/.run.json.*", 1),
-        "while the manifest is written": ("*/.run.json.*", 3),
         "during the evaluation": ("*/predictions/.[0-9a-f]*.parquet.*", 2),
+        "while the manifest is written": ("*/.run.json.*", 3),
     },
 }
 """File names, and how often such a file must have been written by one process, when the kill comes."""
 
 
+@pytest.mark.timeout(400)  # five searches
 @pytest.mark.parametrize("part", MOMENTS)
 def test_a_grid_killed_again_and_again_goes_on_as_if_nothing_had_happened(tmp_path: Path, undisturbed: Path, part: str) -> None:
     run, options = tmp_path / "run", [*begin(tmp_path), "--max-epochs", "4"]
@@ -89,6 +90,7 @@ def test_killed_while_figures_are_drawn(tmp_path: Path, undisturbed: Path) -> No
     assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.timeout(400)  # four searches
 def test_a_sampled_search_killed_at_its_rungs_and_between_them_goes_on_with_the_same_points_and_verdicts(
     tmp_path: Path, undisturbed_sampled: Path
 ) -> None:
