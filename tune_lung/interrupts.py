@@ -85,9 +85,7 @@ def end_process(status: int) -> NoReturn:
         status: The command's exit status; threads are not waited for where it was interrupted.
     """
     if status not in _INTERRUPTED:
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+        threading._shutdown()  # type: ignore[attr-defined] # closes pools too, whose threads would wait for ever
     atexit._run_exitfuncs()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
