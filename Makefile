@@ -9,7 +9,7 @@ BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup search test faults soak check format lint types imports wheel clean
+.PHONY: help setup search test faults device soak check format lint types imports wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -30,10 +30,13 @@ search: $(READY) ## the main job in small: freeze_grid on synthetic X-rays, with
 		--set padding=same --set batch_size=12 --set learning_rate=0.002
 
 test: $(READY) ## run the tests: the searches in one process, all else in another
-	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not faults"
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not faults and not device"
 
 faults: $(READY) ## kill, damage and fill what there is, and see that nothing is lost
 	$(PYTHON) -m pytest -n 2 --dist load -m faults tests/faults
+
+device: $(READY) ## the training layer on this machine's GPU; `make test` rehearses it in small on the CPU
+	$(PYTHON) -m pytest -m device tests/device
 
 soak: $(READY) ## N rounds of random kills and damage against a small search, 50 unless said: make soak N=10
 	$(PYTHON) -m tests.faults.soak $(or $(N),50)

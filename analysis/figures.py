@@ -313,6 +313,7 @@ def _caption(runs: Sequence[Run], tables: Sequence[pd.DataFrame]) -> list[str]:
     absent = [reason for run in runs for reason in _absent(run)]
     if absent:
         notes.append(f"Not drawn: {', '.join(absent)}.")
+    notes += [note if len(runs) == 1 else f"{run.name}: {note}" for run in runs for note in run.notes_of_numbers]
     if any(run.synthetic for run in runs):
         notes.append("Synthetic images: these numbers say nothing of medicine.")
     return [fill(in_one_line(f"{' '.join(notes)} Not for clinical use.", most=_MOST_LETTERS), 165)]

@@ -248,7 +248,7 @@ def _notes(run: Run, points: pd.DataFrame) -> list[str]:
     num_others = len(run.trials.drop_duplicates(_POINT)) - len(points)
     if num_others:
         notes.append(f"Points left out, as none of their trials completed with every objective measured: {num_others}.")
-    return notes
+    return [*notes, *run.notes_of_numbers]
 
 
 def _title(run: Run, objectives: Sequence[Objective]) -> list[str]:

@@ -1,6 +1,7 @@
 """Where the time of a run went: the figure of the ledger's table `profile`."""
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -25,6 +26,7 @@ COLOURS: Mapping[TimePart, str] = {
 """One colour per part, told apart by colour-blind readers (after Okabe and Ito)."""
 _ONCE_A_TRIAL = (TimePart.START, TimePart.PREFIX)
 _LEAST_SHARE_WITH_NUMBER = 0.06
+_CAPTION_LETTERS = 130
 _MOST_LETTERS = 100
 """Of a cell's name."""
 _INCHES_A_BAR, _INCHES_AROUND, _INCHES_OF_RUN = 0.3, 1.6, 1.1
@@ -82,7 +84,8 @@ def profile_figure(run: Run) -> Figure:
         parts = _known({*cells.columns, *whole.index})
         handles = [mpl.patches.Patch(color=COLOURS[part], label=part.value) for part in parts]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-        figure.supxlabel(f"{run.name}. Not for clinical use.", x=0.008, ha="left", fontsize=8.5, color="#444444")
+        caption = fill(" ".join([f"{run.name}.", *run.notes_of_numbers, "Not for clinical use."]), _CAPTION_LETTERS)
+        figure.supxlabel(caption, x=0.008, ha="left", fontsize=8.5, color="#444444")
     return figure
 
 

@@ -422,6 +422,7 @@ def _footnotes(run: Run, table: pd.DataFrame) -> list[str]:
         notes.append(f"Left out, since no part of the run: {', '.join(run.foreign)}.")
     if run.manifest["status"] != "completed":
         notes.append(f"The search itself is {run.manifest['status']}: not every cell need be here, nor tested.")
+    notes += run.notes_of_numbers
     if run.synthetic:
         notes.append("Synthetic images: these numbers say nothing of medicine.")
     return [*notes, "Not for clinical use."]

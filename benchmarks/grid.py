@@ -64,7 +64,7 @@ class Timed:
         saving = profile[profile["part"] == TimePart.CHECKPOINT].groupby("trial_id")["seconds"].sum() / trials.count()
         shares = (passes / SECONDS_BETWEEN_LAST).clip(upper=1.0)
         further = (passes + shares * saving) * (num_epochs - trials.max())
-        return self.seconds + float(further.sum()) / int(self.run.trials["concurrent_trials"].iloc[0])
+        return self.seconds + float(further.sum()) / int(self.run.trials["concurrent_trials"].max())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,6 +47,30 @@ def test_a_child_gets_no_more_memory_than_it_may_take(child):
     assert caught.value.is_over_bounds
 
 
+def test_a_child_that_gets_less_than_it_may_take_says_so(child):
+    child.ask({"limit": 2 * 10**7}, **BOUNDS)
+    with pytest.raises(ConfinedError, match="gives less memory or time than is allowed") as caught:
+        child.ask({"take": 5 * 10**7}, **BOUNDS)
+    assert caught.value.from_outside
+    assert not caught.value.is_over_bounds
+
+
+def test_a_child_that_gets_less_time_than_it_may_take_says_so(child):
+    child.ask({"seconds": 5}, **BOUNDS)
+    with pytest.raises(ConfinedError, match="gives less memory or time than is allowed") as caught:
+        child.ask({}, **BOUNDS | {"cpu_seconds": 10})
+    assert caught.value.from_outside
+
+
+@pytest.mark.parametrize(
+    ("question", "from_outside"), [({"think": True}, False), ({"abort": True}, False), ({"exit": 1}, True), ({"exit": 0}, True)]
+)
+def test_a_child_says_whether_its_end_came_from_outside(child, question, from_outside):
+    with pytest.raises(ConfinedError, match="ended with status") as caught:
+        child.ask(question, **BOUNDS)
+    assert caught.value.from_outside is from_outside
+
+
 def test_an_answer_that_is_too_large_is_not_taken(child):
     with pytest.raises(ConfinedError, match="1001 bytes, more than is allowed"):
         child.ask({"bytes": 1001}, **BOUNDS)
@@ -56,9 +80,10 @@ def test_a_child_is_ended_from_another_thread_and_no_other_starts(child):
     timer = threading.Timer(0.5, child.interrupt)
     timer.start()
     started = time.monotonic()
-    with pytest.raises(ConfinedError, match="ended with status -9"):
+    with pytest.raises(ConfinedError, match="ended with status -9") as caught:
         child.ask({"sleep": True}, **BOUNDS)
     assert time.monotonic() - started < 30
+    assert caught.value.from_outside
     with pytest.raises(ConfinedError, match="Interrupted"):
         child.ask({}, **BOUNDS)
     timer.join()

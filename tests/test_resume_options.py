@@ -1,6 +1,7 @@
 """What a resume takes from a run, from the user's memory of it, and from the command line: a run gives no orders."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_a_memory_of_any_shape_is_read_or_passed_over(written: Path, memory: Any
     path.write_text(as_text(memory))
     try:
         found = remembered(written, manifest)
-        kinds = {"data": Path, "cache_size": str, "tracker": list, "max_concurrent": int, "follow_links": bool}
+        kinds = {"data": Path, "cache_size": int, "tracker": list, "max_concurrent": int, "follow_links": bool}
         assert all(isinstance(value, kinds.get(name, object)) for name, value in found.items())
     finally:
         path.unlink()
@@ -381,5 +382,39 @@ def test_a_manifest_of_any_shape_goes_on_or_is_refused_in_one_line(written: Path
     assert not [
         rule.name
         for rule in rules_of(Kept.MEMORY)
-        if getattr(found.options, rule.name) not in (None, [], False, "20GB", "30m", "random", "imagenet")
+        if getattr(found.options, rule.name) not in (None, [], False, 20 * 10**9, 1800.0, "random", "imagenet")
     ]
+
+
+NUMERICS = {"device": "cpu", "threads": 1, "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("numerics", "options", "told"),
+    [
+        (NUMERICS, ["--cpus-per-trial", "2"], "threads of a trial: 1 there and 2 here"),
+        (NUMERICS | {"threads": 4}, [], "threads of a trial: 4 there and 1 here"),
+        (NUMERICS | {"device": "cuda"}, ["--gpus-per-trial", "0"], "device: GPUs there and CPUs here"),
+        (NUMERICS, ["--gpus-per-trial", "0.5"], "device: CPUs there and GPUs here"),
+    ],
+)
+def test_options_that_give_other_numbers_are_refused_before_any_work(
+    root: Path, numerics: dict[str, Any], options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge(root, numerics=numerics)
+    # Whoever goes further ends with a word on the GPUs or the images, which are not there.
+    nowhere = ["--data", str(root.parent / "nowhere"), "--weights", "random"]
+    assert main(["--resume", str(root), *nowhere, *options]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert told in said
+    assert "--allow-other-numbers" in said
+    assert main(["--resume", str(root), *nowhere, *options, "--allow-other-numbers"]) == 2
+    assert re.search("nowhere|more than this machine has", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("numerics", [[], {"device": "tpu"}, NUMERICS | {"threads": 0}, NUMERICS | {"precision": "fp8"}])
+def test_numerics_that_no_search_writes_are_no_manifest(root: Path, numerics: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    forge(root, numerics=numerics)
+    assert main(["--resume", str(root)]) == 2
+    assert "run.json" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from tune_lung.report import main as report
+from tune_lung.results.ledger import Ledger
 from tune_lung.results.reader import read_run
 from tune_lung.runs import main
 
@@ -189,3 +190,14 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(
     assert captured.err.startswith(f"error: {message}")
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.db"]
+
+
+def test_list_marks_a_run_whose_trials_were_not_all_computed_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger.open(write_fabricated_run(tmp_path / "mixed"))
+    numerics = {"device": "cpu", "threads": 1, "precision": "fp32"}
+    attempt = {name: ledger.read_manifest()[name] for name in ("command", "attempt", "versions", "git_commit", "started_utc")}
+    before = {**attempt, "ended_utc": None, "status": "interrupted", "numerics": numerics}
+    now = {"numerics": numerics | {"threads": 2}, "allow_other_numbers": True, "earlier_attempts": [before]}
+    ledger.write_manifest({**ledger.read_manifest(), **now})
+    assert main(["list", str(tmp_path)]) == 0
+    assert "other numbers" in " ".join(capsys.readouterr().out.split())

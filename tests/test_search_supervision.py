@@ -1,5 +1,6 @@
 """A run is opened by one search, with all that it goes on from; what ends a search is written by its owner alone."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,22 +10,27 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from tune_lung import search_request
+from tune_lung import search_request, search_supervision
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import InputError, SupersededError
 from tune_lung.files import read_json_with_digest
 from tune_lung.results import ownership
 from tune_lung.results.layout import RunPaths
+from tune_lung.results.ledger import Ledger
+from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import read_run
+from tune_lung.results.schema import FailureKind, TrialStatus
 from tune_lung.resume_options import resumed_search
 from tune_lung.search_flow import _known_trials
 from tune_lung.search_options import search_parser
 from tune_lung.search_request import SearchRequest
-from tune_lung.search_supervision import _write_end, opened_ledger
+from tune_lung.search_supervision import Supervised, _write_end, opened_ledger, supervise
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
+from tune_lung.tuning.trial_record import TrialRecord
 
 from tests.tuned_run import setup_of, write_tuned_run
+from tests.tuning.conftest import RESOURCES
 
 
 class FrozenClock(datetime):
@@ -142,3 +148,131 @@ def test_an_out_that_is_no_folder_is_refused_before_anything_is_decoded(tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--out .*: 'file' is no folder\. Give the folder that runs go to\."):
         request_of(tmp_path / out)
+
+
+def going_on(root: Path, own: Ownership, *options: str) -> SearchRequest:
+    return SearchRequest.to_go_on(resumed_search(root, ["--resume", str(root), *options]), own)
+
+
+@pytest.fixture
+def root(tmp_path: Path, setup: SearchSetup, prepared: PreparedData) -> Path:
+    """A run that has begun, on CPUs with one thread a trial."""
+    with opened_ledger(request_of(tmp_path, "--name", "run", "--set", "padding=same"), setup, prepared, []) as (ledger, _, _):
+        return ledger.paths.root
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "difference", "as_before"),
+    [
+        (2, 0, "threads of a trial: 1 there and 2 here", "--cpus-per-trial 1"),
+        (1, 1, "device: CPUs there and GPUs here", "--gpus-per-trial 0"),
+        (
+            3.5,
+            0.5,
+            "device: CPUs there and GPUs here; threads of a trial: 1 there and 3 here",
+            "--gpus-per-trial 0 --cpus-per-trial 1",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_the_threads_and_the_kind_of_device_that_gave_its_numbers(
+    root: Path, setup: SearchSetup, prepared: PreparedData, cpus: float, gpus: float, difference: str, as_before: str
+) -> None:
+    assert read_run(root).manifest["numerics"] == {"device": "cpu", "threads": 1, "precision": "fp32"}
+    other = replace(setup, cpus_per_trial=cpus, gpus_per_trial=gpus)
+    before = (root / "run.json").read_bytes()
+    told = f"'run' would be computed otherwise ({difference}), and numbers would differ. Go on with {as_before}, or allow it with"
+    with (
+        Ownership.claim(root, at_least=2) as own,
+        pytest.raises(InputError, match=re.escape(f"{told} --allow-other-numbers")),
+        opened_ledger(going_on(root, own), other, prepared, []),
+    ):
+        pass
+    assert (root / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("changes", [{"cpus_per_trial": 1.9}, {"cpus_per_trial": 0.5}, {}])
+def test_what_gives_the_same_numbers_goes_on_and_nothing_is_said(
+    root: Path, setup: SearchSetup, prepared: PreparedData, changes: dict[str, float]
+) -> None:
+    with Ownership.claim(root, at_least=2) as own, opened_ledger(going_on(root, own), replace(setup, **changes), prepared, []):
+        pass
+    assert read_run(root).notes_of_numbers == []
+
+
+def test_other_numbers_that_were_allowed_stand_in_the_manifest_and_the_next_attempt_goes_on_with_them(
+    root: Path, setup: SearchSetup, prepared: PreparedData
+) -> None:
+    two = replace(setup, cpus_per_trial=2)
+    with Ownership.claim(root, at_least=2) as own, opened_ledger(going_on(root, own, "--allow-other-numbers"), two, prepared, []):
+        manifest = read_run(root).manifest
+    assert (manifest["numerics"]["threads"], manifest["allow_other_numbers"]) == (2, True)
+    assert manifest["earlier_attempts"][0]["numerics"]["threads"] == 1
+    with Ownership.claim(root, at_least=3) as own, opened_ledger(going_on(root, own), two, prepared, []):
+        pass
+    run = read_run(root)
+    assert "allow_other_numbers" not in run.manifest
+    assert [attempt.get("allow_other_numbers") for attempt in run.manifest["earlier_attempts"]] == [None, True]
+    assert run.notes_of_numbers == [
+        "Not all trials were computed alike (--allow-other-numbers): on CPUs with 1 thread a trial in fp32 from attempt 1 on; on"
+        " CPUs with 2 threads a trial in fp32 from attempt 2 on."
+    ]
+    with (
+        Ownership.claim(root, at_least=4) as own,
+        pytest.raises(InputError, match="threads of a trial: 2 there and 1 here"),
+        opened_ledger(going_on(root, own), setup, prepared, []),
+    ):
+        pass
+
+
+def test_a_run_of_before_goes_on_without_the_comparison(root: Path, setup: SearchSetup, prepared: PreparedData) -> None:
+    manifest = read_run(root).manifest
+    Ledger(root).write_manifest({name: value for name, value in manifest.items() if name != "numerics"})
+    two = replace(setup, cpus_per_trial=2)
+    with Ownership.claim(root, at_least=2) as own, opened_ledger(going_on(root, own), two, prepared, []):
+        pass
+    run = read_run(root)
+    assert run.manifest["numerics"]["threads"] == 2
+    assert "numerics" not in run.manifest["earlier_attempts"][0]
+    assert run.notes_of_numbers == []
+
+
+def test_a_new_run_has_no_other_numbers_to_allow(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--allow-other-numbers goes with --resume alone"):
+        request_of(tmp_path, "--allow-other-numbers")
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        (["damaged_cache", "lost_worker", "bug"], "2 trials failed for a cause that may be mended. To try again: --resume"),
+        (["unfit_node"], "1 trial failed for a cause that may be mended. To try again: --resume"),
+        (["bug", "diverged"], None),
+    ],
+)
+def test_the_end_names_what_failed_for_a_cause_that_may_be_mended(
+    root: Path,
+    setup: SearchSetup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failed: list[str],
+    told: str | None,
+) -> None:
+    plan = setup.plan_trial("cnn", {"model": "cnn", "padding": "same"})
+    done = TrialRecord(plan=plan, resources=RESOURCES, status=TrialStatus.COMPLETED)
+    records = [replace(done, status=TrialStatus.FAILED, failure_kind=FailureKind(kind)) for kind in failed]
+    monkeypatch.setattr(search_supervision, "_run", lambda *_: [done, *records])
+    with Ownership.claim(root, at_least=2) as own:
+        supervised = Supervised(
+            request=going_on(root, own),
+            setup=replace(setup, run_root=root),
+            resources=RESOURCES,
+            ledger=Ledger.open(root),
+            ownership=own,
+            known=[],
+            found=None,
+            seconds_before=(0.0, 0.0),
+        )
+        assert supervise(supervised, Console(width=1000)) is None
+    printed = capsys.readouterr().out
+    assert (told is None) == ("may be mended" not in printed)
+    assert told is None or told in printed

@@ -1,10 +1,13 @@
 """A made-up run of a sampled space: points as our studies draw them, numbers made up, written by the search's own ledger."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tune_lung.config import RunConfig
 from tune_lung.models.weights import RANDOM_WEIGHTS
@@ -38,6 +41,9 @@ ENDS = (
     (TrialStatus.FAILED, StopReason.FAILURE),
 )
 """How trials end, in turn."""
+BEGINNING = datetime(2026, 3, 1, 12, tzinfo=UTC)
+"""When the first trial starts; a minute later the next."""
+TRIAL_TIME = timedelta(seconds=20)
 
 
 def setup_of(folder: Path, **changes: Any) -> SearchSetup:
@@ -112,6 +118,7 @@ def _trial(plan: TrialPlan, number: int, *, is_running: bool) -> tuple[dict, lis
     epochs = [
         {"epoch": epoch, "selection_score": score, "train_loss": 2.0, "epoch_seconds": 0.125} for epoch, score in scores.items()
     ]
+    started = BEGINNING + timedelta(minutes=number)
     row = {
         "trial_id": plan.trial_id,
         "point_id": plan.point_id,
@@ -125,6 +132,8 @@ def _trial(plan: TrialPlan, number: int, *, is_running: bool) -> tuple[dict, lis
         "attempts": 1,
         "proposed_order": 2 * number + 1,
         "ended_order": None if is_running else 2 * number + 2,
+        "started": started,
+        "ended": None if is_running else started + TRIAL_TIME,
         "epochs_run": 3,
         "best_epoch": 2,
         **kept,
@@ -136,5 +145,20 @@ def _trial(plan: TrialPlan, number: int, *, is_running: bool) -> tuple[dict, lis
         "cpus": 1.0,
         "gpus": 0.0,
         "concurrent_trials": 1,
+        "slot": 0,
     }
     return row, epochs
+
+
+def as_version_2(root: Path) -> Path:
+    """Make a run what version 2 would have left: tables without moments and slots, and a wish for how many ran at once."""
+    for table, columns in {"trials": ["started", "ended", "slot"], "epochs": ["ended"]}.items():
+        for path in (root / table).glob("*.parquet"):
+            content = pq.read_table(path).drop_columns(columns)
+            if table == "trials":
+                wishes = pa.array([64] * len(content), pa.int32())
+                content = content.set_column(content.column_names.index("concurrent_trials"), "concurrent_trials", wishes)
+            pq.write_table(content.replace_schema_metadata({"tune_lung_schema_version": "2"}), path)
+    ledger = Ledger(root)
+    ledger.write_manifest(ledger.read_manifest() | {"schema_version": 2})
+    return root

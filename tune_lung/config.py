@@ -6,6 +6,7 @@ for each field by name, as search spaces, samplers and the ledger's `trials` tab
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeAlias, get_args, get_origin, get_type_hints
@@ -30,6 +31,7 @@ BatchSampling: TypeAlias = Literal["balanced", "shuffled"]
 InputPart: TypeAlias = Literal["full", "lungs", "background"]
 Augmentation: TypeAlias = Literal["none", "light", "strong"]
 Precision: TypeAlias = Literal["fp32", "bf16"]
+DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 SelectBy: TypeAlias = Literal["val_macro_recall", "val_micro_recall", "val_loss"]
 Split: TypeAlias = Literal["train", "validation", "test"]
 
@@ -43,6 +45,14 @@ _MOST_CHANNELS = 2**18
 _LARGEST_KERNEL = 1023
 BUDGET_FIELDS = ("max_epochs", "patience")
 """Fields that say how long a trial may train, not what is trained: they are no part of a point's identity."""
+
+
+DEFAULT_CPUS_PER_TRIAL = 1.0
+
+
+def torch_threads(cpus: float) -> int:
+    """Count the threads that torch computes with in a trial of so many CPUs; in which order it adds numbers hangs on them."""
+    return max(1, math.floor(cpus))
 
 
 def _require(condition: bool, text: str) -> None:

@@ -7,6 +7,7 @@ runs as the same user.
 """
 
 import json
+import mmap
 import os
 import resource
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from signal import SIGXCPU
+from signal import SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGXCPU
 from typing import Any, BinaryIO, Self, TypeAlias, cast
 
 Answer: TypeAlias = tuple[Mapping[str, Any], bytes | memoryview]
@@ -34,15 +35,21 @@ _ENVIRONMENT = {
 _MOST_HEAD_BYTES = 1 << 24
 _HOME = str(Path(__file__).parents[1])
 _MEMORY_IN_PAGES = Path("/proc/self/statm")
+_ENDS_OF_ITS_OWN = frozenset({-SIGXCPU, -SIGSEGV, -SIGBUS, -SIGABRT, -SIGFPE, -SIGILL})
+"""How a child ends that reads what no library can be trusted with; killed, it was by somebody, or for the machine's memory."""
+_NO_ROOM = -1
+"""In place of an answer's size: the machine has less memory than was allowed, or the user's limits are lower."""
+_SLACK_BYTES = 2**20
 
 
 class ConfinedError(Exception):
     """The child could not answer within its bounds, or has ended."""
 
-    def __init__(self, text: str, *, is_over_bounds: bool) -> None:
-        """Say what happened, and whether memory or time was too short."""
+    def __init__(self, text: str, *, is_over_bounds: bool, from_outside: bool = False) -> None:
+        """Say what happened, whether memory or time was too short, and whether that came from outside, not from the question."""
         super().__init__(text)
         self.is_over_bounds = is_over_bounds
+        self.from_outside = from_outside
 
 
 class Confined:
@@ -79,7 +86,8 @@ class Confined:
             status = self._end()
             if isinstance(error, EOFError | BrokenPipeError):
                 text = f"The child ended with status {status}."
-                raise ConfinedError(text, is_over_bounds=status == -SIGXCPU) from error
+                from_outside = status not in _ENDS_OF_ITS_OWN
+                raise ConfinedError(text, is_over_bounds=status == -SIGXCPU, from_outside=from_outside) from error
             raise
 
     def interrupt(self) -> None:
@@ -104,7 +112,7 @@ class Confined:
     def _running(self) -> "subprocess.Popen[bytes]":
         with self._starting:
             if self._is_interrupted:
-                raise ConfinedError("Interrupted.", is_over_bounds=False)
+                raise ConfinedError("Interrupted.", is_over_bounds=False, from_outside=True)
             if self._process is None:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter
                     [sys.executable, "-I", "-c", _PROGRAM, self._module, _HOME, *(path for path in sys.path if path)],
@@ -141,6 +149,9 @@ def _taken(process: "subprocess.Popen[bytes]", *, most_bytes: int) -> tuple[dict
     if not head.endswith(b"\n"):
         raise EOFError
     size, answer = json.loads(head)
+    if size == _NO_ROOM:
+        text = "The machine, or a limit of yours, gives less memory or time than is allowed."
+        raise ConfinedError(text, is_over_bounds=False, from_outside=True)
     if answer is None:
         raise ConfinedError("The answer takes more memory than is allowed.", is_over_bounds=True)
     if size > most_bytes:
@@ -166,32 +177,59 @@ def serve(module: str) -> None:
 
 
 def _answer_one(allowed: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], Answer], pipe: BinaryIO) -> None:
-    bound_memory(allowed["memory_bytes"])
-    _bound_time(allowed["cpu_seconds"])
-    values: Mapping[str, Any] | None
+    has_all_memory, has_time = bound_memory(allowed["memory_bytes"]), _bound_time(allowed["cpu_seconds"])
+    values: Mapping[str, Any] | None = None
     content: bytes | memoryview = b""
-    try:
-        values, content = answer(allowed["question"])
-    except MemoryError:
-        values = None
-    pipe.write(json.dumps([len(content), values]).encode() + b"\n")
+    if has_time:
+        try:
+            values, content = answer(allowed["question"])
+        except MemoryError:
+            values = None
+    has_room = values is not None or (has_time and has_all_memory and _has_what_is_allowed())
+    pipe.write(json.dumps([len(content) if has_room else _NO_ROOM, values]).encode() + b"\n")
     pipe.write(content)
     pipe.flush()
 
 
-def bound_memory(num_bytes: int) -> None:
-    """Let this process, a child, take no more than so many bytes beyond what it has now."""
-    if _MEMORY_IN_PAGES.exists():
-        had = int(_MEMORY_IN_PAGES.read_bytes().split()[0]) * resource.getpagesize()
-        _set_soft(resource.RLIMIT_AS, had + num_bytes)
+def bound_memory(num_bytes: int) -> bool:
+    """Let this process, a child, take no more than so many bytes beyond what it has now.
+
+    Returns:
+        Whether it may take so many: a limit of the user's may be lower.
+    """
+    if not _MEMORY_IN_PAGES.exists():
+        return True
+    bound = _memory_now() + num_bytes
+    return _set_soft(resource.RLIMIT_AS, bound) == bound
 
 
-def _bound_time(cpu_seconds: int) -> None:
-    """End this process when it has taken so many seconds from now on."""
+def _memory_now() -> int:
+    return int(_MEMORY_IN_PAGES.read_bytes().split()[0]) * resource.getpagesize()
+
+
+def _has_what_is_allowed() -> bool:
+    """Whether the machine gives this process what its bound still lets it take."""
+    bound, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if bound == resource.RLIM_INFINITY:
+        return True
+    room = bound - _memory_now() - _SLACK_BYTES
+    try:
+        mmap.mmap(-1, max(room, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return room <= 0
+    return True
+
+
+def _bound_time(cpu_seconds: int) -> bool:
+    """End this process when it has taken so many seconds from now on; say whether a limit of the user's lets it have them."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    _set_soft(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds)
+    bound = int(usage.ru_utime + usage.ru_stime) + 1 + cpu_seconds
+    return _set_soft(resource.RLIMIT_CPU, bound) == bound
 
 
-def _set_soft(kind: int, bound: int) -> None:
+def _set_soft(kind: int, bound: int) -> int:
+    """Set a bound, or the user's where that is lower, and return which it is."""
     _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
+    least = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(kind, (least, hard))
+    return least

@@ -1,12 +1,11 @@
 """The one error that a command turns into a line of text instead of a traceback, and how it does so."""
 
 import errno
-import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 from tune_lung.interrupts import unwound_by_signals
-from tune_lung.printable import in_one_line
+from tune_lung.printable import complain, in_one_line
 
 _MOST_SHOWN = 120
 
@@ -64,21 +63,21 @@ def exit_status(command: Callable[[], int]) -> int:
 
     Returns:
         That status; 2 after an InputError, a full disk or one that cannot be written; 3 after a SupersededError; 130 after
-        Ctrl-C, 143 after SIGTERM.
+        Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
         with unwound_by_signals():
             return command()
     except InputError as error:
-        sys.stderr.write(f"error: {in_one_line(error)}\n")
+        complain(f"error: {in_one_line(error)}")
         return 2
     except SupersededError as error:
-        sys.stderr.write(f"error: {error}\n")
+        complain(f"error: {error}")
         return 3
     except OSError as error:
         if not is_no_room(error) and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        sys.stderr.write(f"error: {error.strerror}. Free some room, or give a folder that can be written.\n")
+        complain(f"error: {error.strerror}. Free some room, or give a folder that can be written.")
         return 2
     except KeyboardInterrupt as interrupt:
         return int(getattr(interrupt, "exit_status", 130))

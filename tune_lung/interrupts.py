@@ -5,22 +5,41 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-_INTERRUPTED = (130, 143)
+from tune_lung.printable import UnfailingStream, complain
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, the system's wish, and a terminal that has gone."""
+_SECONDS_OF_ONE_WISH = 0.5
+_SECONDS_TO_UNWIND = 10.0
+
+
+@dataclass
+class _Wish:
+    """That the process end."""
+
+    came_at: float | None = None
+    """When it came, monotonic; None before."""
+
+    def is_said_again(self) -> bool:
+        """Whether what comes now is another wish, not the same one."""
+        return self.came_at is not None and time.monotonic() - self.came_at >= _SECONDS_OF_ONE_WISH
 
 
 class Interrupted(KeyboardInterrupt):
     """The user, or the system, wants the process to end."""
 
-    def __init__(self, signal_number: int) -> None:
-        """Take the signal."""
+    def __init__(self, signal_number: int, wish: _Wish | None = None) -> None:
+        """Take the signal, and the wish that it says."""
         super().__init__(signal.Signals(signal_number).name)
-        self.exit_status = 128 + signal_number
+        self.signal_number, self.exit_status = signal_number, 128 + signal_number
+        self.wish = wish or _Wish()
 
 
 @dataclass
@@ -28,54 +47,106 @@ class Interruption:
     """What has come of a block that can be interrupted."""
 
     exit_status: int = 130
-    """For the command, when the block was interrupted: 130 after Ctrl-C, 143 after SIGTERM, whatever others made of it."""
+    """For the command, when the block was interrupted: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, whatever others
+    made of it."""
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Turn the first SIGINT or SIGTERM inside the block into an `Interrupted`; the second ends the process without delay.
+    """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into an `Interrupted`; a second wish ends the process at once.
 
-    Both stay so after the block: what is left to do when it was interrupted can be interrupted too. A signal that is ignored,
-    as SIGINT by what a shell starts in the background, stays ignored.
+    What comes within half a second of the first is the same wish: `timeout` sends its signal twice. What was before is so again
+    after the block, unless it was interrupted: what is left to do then can be interrupted too, and the process is about to end.
+    A signal that is ignored, as SIGINT by what a shell starts in the background, stays ignored. A thread that is not the main
+    one leaves all signals as they are.
 
     Yields:
         Which of them it was, once it has come.
     """
-    has_come, interruption = False, Interruption()
+    wish, interruption = _Wish(), Interruption()
 
     def interrupt(signal_number: int, _: FrameType | None) -> None:
-        nonlocal has_come
-        if has_come:
+        if wish.is_said_again():
             os._exit(128 + signal_number)
-        has_come, interruption.exit_status = True, 128 + signal_number
-        sys.stderr.write("\nStopping: closing the run's tables. Once more to leave at once.\n")
-        raise Interrupted(signal_number)
+        if wish.came_at is None:
+            wish.came_at, interruption.exit_status = time.monotonic(), 128 + signal_number
+            complain("\nStopping: closing the run's tables. Once more to leave at once.")
+            raise Interrupted(signal_number, wish)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in _ENDING} if _is_main_thread() else {}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):
             signal.signal(number, interrupt)
-    yield interruption
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            if wish.came_at is None and signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
 
 
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM inside the block into exceptions, so that children are ended and temporary files removed."""
-    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _interrupt}
-    if threading.current_thread() is not threading.main_thread():
-        own = {}  # the handlers are not for it to change
-    changed = [number for number in own if signal.getsignal(number) is signal.SIG_DFL]
-    for number in changed:
-        signal.signal(number, own[number])
+    """Turn the signals that end a process into exceptions in the block, so that children are ended, temporary files removed.
+
+    Where that takes too long the process is ended without. After the block every signal does what it did before, whatever was
+    made of it meanwhile.
+    """
+    if not _is_main_thread():
+        yield
+        return
+    wish, limit = _Wish(), threading.Event()
+
+    def interrupt(signal_number: int, _: FrameType | None) -> None:
+        if wish.came_at is None:
+            threading.Thread(target=_end_after, args=(limit, 128 + signal_number), daemon=True).start()
+        if wish.came_at is None or wish.is_said_again():
+            wish.came_at = time.monotonic()
+            raise Interrupted(signal_number, wish)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, interrupt)
+    try:
+        with _none_is_lost():
+            yield
+    finally:
+        limit.set()
+        for number, handler in before.items():
+            if handler is not None:  # else it is none of Python's
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _none_is_lost() -> Iterator[None]:
+    """Say a wish again that Python has dropped: what is raised in a finaliser, or while a child is forked, goes nowhere."""
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        error = dropped.exc_value
+        if isinstance(error, Interrupted):
+            error.wish.came_at = None
+            threading.Timer(0.05, os.kill, (os.getpid(), error.signal_number)).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        for number in changed:
-            if signal.getsignal(number) is own[number]:
-                signal.signal(number, signal.SIG_DFL)
+        sys.unraisablehook = before
 
 
-def _interrupt(signal_number: int, _: FrameType | None) -> None:
-    raise Interrupted(signal_number)
+def _end_after(is_over: threading.Event, status: int) -> None:
+    if not is_over.wait(_SECONDS_TO_UNWIND):
+        complain("Stopped, without waiting any longer for what does not end.")
+        os._exit(status)
+
+
+def _is_main_thread() -> bool:
+    """Whether signals are for this thread to handle."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def end_process(status: int) -> NoReturn:
@@ -84,10 +155,10 @@ def end_process(status: int) -> NoReturn:
     Args:
         status: The command's exit status; threads are not waited for where it was interrupted.
     """
-    if status not in _INTERRUPTED:
+    if status - 128 not in _ENDING:
         threading._shutdown()  # type: ignore[attr-defined] # closes pools too, whose threads would wait for ever
     atexit._run_exitfuncs()
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            UnfailingStream(stream).flush()
     os._exit(status)

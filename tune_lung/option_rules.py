@@ -5,12 +5,25 @@ no path, no address, no tracker, nothing that takes room, CPUs or GPUs. Those co
 from what the same user said of the same run before (`tune_lung.remembered`).
 """
 
+import argparse
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tune_lung.config import Protocol
+from tune_lung.option_values import (
+    AtLeast1,
+    Cpus,
+    Duration,
+    Gpus,
+    HangTimeout,
+    NameOrPlace,
+    Place,
+    ReadOption,
+    Size,
+    Whole,
+    Words,
+)
 from tune_lung.results.layout import KeepName
 from tune_lung.strategy import SamplerName, SchedulerName
 
@@ -49,7 +62,7 @@ class OptionRule:
     name: str
     """As the parser has it, such as `max_epochs`."""
     kind: Any
-    """Type of what is said."""
+    """Type of what is said, with its bounds: one of `tune_lung.option_values`, choices, or a switch."""
     kept: Kept
     """Where it is found again."""
     change: Change
@@ -67,47 +80,56 @@ class OptionRule:
 
 
 OPTION_RULES = (
-    OptionRule("space", str, Kept.SPACE, Change.NEVER),
+    OptionRule("space", NameOrPlace, Kept.SPACE, Change.NEVER),
     OptionRule("set", list[str], Kept.SPACE, Change.NEVER),
-    OptionRule("max_epochs", int, Kept.SPACE, Change.GROW),
-    OptionRule("patience", int, Kept.SPACE, Change.NEVER),
+    OptionRule("max_epochs", Whole, Kept.SPACE, Change.GROW),
+    OptionRule("patience", Whole, Kept.SPACE, Change.NEVER),
     OptionRule("precision", Literal["auto", "bf16", "fp32"], Kept.SPACE, Change.NEVER),
-    OptionRule("objective", str, Kept.STRATEGY, Change.NEVER),
-    OptionRule("samples", int, Kept.STRATEGY, Change.GROW),
-    OptionRule("repeats", int, Kept.STRATEGY, Change.GROW),
+    OptionRule("objective", Words, Kept.STRATEGY, Change.NEVER),
+    OptionRule("samples", Whole, Kept.STRATEGY, Change.GROW),
+    OptionRule("repeats", Whole, Kept.STRATEGY, Change.GROW),
     OptionRule("sampler", SamplerName, Kept.STRATEGY, Change.NEVER),
     OptionRule("scheduler", SchedulerName, Kept.STRATEGY, Change.NEVER),
-    OptionRule("grace_epochs", int, Kept.STRATEGY, Change.NEVER),
-    OptionRule("reduction_factor", int, Kept.STRATEGY, Change.NEVER),
-    OptionRule("time_budget", str, Kept.STRATEGY, Change.GROW),
+    OptionRule("grace_epochs", Whole, Kept.STRATEGY, Change.NEVER),
+    OptionRule("reduction_factor", Whole, Kept.STRATEGY, Change.NEVER),
+    OptionRule("time_budget", Duration, Kept.STRATEGY, Change.GROW),
     OptionRule("protocol", Protocol, Kept.RUN, Change.NEVER),
-    OptionRule("image_size", int, Kept.RUN, Change.NEVER),
-    OptionRule("select_by", str, Kept.RUN, Change.NEVER),
-    OptionRule("seed", int, Kept.RUN, Change.NEVER),
-    OptionRule("limit", int, Kept.SETTINGS, Change.NEVER),
+    OptionRule("image_size", Whole, Kept.RUN, Change.NEVER),
+    OptionRule("select_by", Words, Kept.RUN, Change.NEVER),
+    OptionRule("seed", Whole, Kept.RUN, Change.NEVER),
+    OptionRule("limit", AtLeast1, Kept.SETTINGS, Change.NEVER),
     OptionRule("strict_data", bool, Kept.SETTINGS, Change.FREELY),
     OptionRule("keep", KeepName, Kept.SETTINGS, Change.FREELY),  # goes with the run: elsewhere nothing else is removed
-    OptionRule("data", Path, Kept.MEMORY, Change.FREELY),  # the same images, wherever they lie: their digest is compared
-    OptionRule("weights", str, Kept.MEMORY, Change.FREELY),  # likewise
+    OptionRule("data", Place, Kept.MEMORY, Change.FREELY),  # the same images, wherever they lie: their digest is compared
+    OptionRule("weights", NameOrPlace, Kept.MEMORY, Change.FREELY),  # likewise
     OptionRule("follow_links", bool, Kept.MEMORY, Change.FREELY),
-    OptionRule("cache", Path, Kept.MEMORY, Change.FREELY),
-    OptionRule("cache_size", str, Kept.MEMORY, Change.FREELY),
-    OptionRule("address", str, Kept.MEMORY, Change.FREELY),
-    OptionRule("cpus_per_trial", float, Kept.MEMORY, Change.FREELY),
-    OptionRule("gpus_per_trial", float, Kept.MEMORY, Change.FREELY),
-    OptionRule("max_concurrent", int, Kept.MEMORY, Change.FREELY),
-    OptionRule("hang_timeout", str, Kept.MEMORY, Change.FREELY),
+    OptionRule("cache", Place, Kept.MEMORY, Change.FREELY),
+    OptionRule("cache_size", Size, Kept.MEMORY, Change.FREELY),
+    OptionRule("address", Words, Kept.MEMORY, Change.FREELY),
+    OptionRule("cpus_per_trial", Cpus, Kept.MEMORY, Change.FREELY),
+    OptionRule("gpus_per_trial", Gpus, Kept.MEMORY, Change.FREELY),
+    OptionRule("max_concurrent", AtLeast1, Kept.MEMORY, Change.FREELY),
+    OptionRule("hang_timeout", HangTimeout, Kept.MEMORY, Change.FREELY),
     OptionRule("tracker", list[TrackerName], Kept.MEMORY, Change.FREELY),
     OptionRule("profile", bool, Kept.MEMORY, Change.FREELY),
     OptionRule("no_report", bool, Kept.MEMORY, Change.FREELY),
-    OptionRule("out", Path, Kept.NOWHERE, Change.NEVER),
+    OptionRule("out", Place, Kept.NOWHERE, Change.NEVER),
     OptionRule("name", str, Kept.NOWHERE, Change.NEVER),
-    OptionRule("warm_start", Path, Kept.NOWHERE, Change.NEVER),
+    OptionRule("warm_start", Place, Kept.NOWHERE, Change.NEVER),
     OptionRule("dry_run", bool, Kept.NOWHERE, Change.NEVER),
     OptionRule("list_spaces", bool, Kept.NOWHERE, Change.NEVER),
-    OptionRule("resume", Path, Kept.NOWHERE, Change.FREELY),
+    OptionRule("resume", Place, Kept.NOWHERE, Change.FREELY),
+    OptionRule("allow_other_numbers", bool, Kept.NOWHERE, Change.FREELY),  # each attempt's manifest has what it said
 )
 """Every option of `python -m tune_lung.search`, once."""
+
+
+_RULE_BY_NAME = {rule.name: rule for rule in OPTION_RULES}
+
+
+def rule_of(name: str) -> OptionRule:
+    """Return the rule of one option, by its name as the parser has it."""
+    return _RULE_BY_NAME[name]
 
 
 def rules_of(kept: Kept, change: Change | None = None) -> tuple[OptionRule, ...]:
@@ -118,3 +140,19 @@ def rules_of(kept: Kept, change: Change | None = None) -> tuple[OptionRule, ...]
         change: Only those that may change so; None for all.
     """
     return tuple(rule for rule in OPTION_RULES if rule.kept is kept and change in (None, rule.change))
+
+
+def add_value(
+    group: argparse._ActionsContainer, name: str, *, text: str, metavar: str | None = None, default: object = None
+) -> None:
+    """Add an option with a value to a command, as the list has it.
+
+    Args:
+        group: Of the command's parser.
+        name: The option's name in the list.
+        text: Its line in `--help`.
+        metavar: What the value is called there.
+        default: Of its type.
+    """
+    rule = rule_of(name)
+    group.add_argument(rule.flag, action=ReadOption, kind=rule.kind, metavar=metavar, default=default, help=text)

@@ -4,6 +4,7 @@ Names of runs, cells, classes and files, what failed, and whatever an error quot
 let nothing else through, whoever writes to them (`clean_streams`), and rich's console neither (`tune_lung.screen`).
 """
 
+import io
 import logging
 import re
 import sys
@@ -45,11 +46,52 @@ def in_one_line(text: object, *, most: int = MOST_LETTERS) -> str:
     return f"{line[: most - 1 - half]}…{line[-half:]}"
 
 
+class UnfailingStream:
+    """A stream of text that drops what cannot be written: a reader that has gone, or a full disk, ends no work.
+
+    In all else it is the stream it stands for.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        """Stand for a stream."""
+        self._stream = stream
+        self.is_gone = False
+        """Whether something could not be written."""
+
+    def write(self, text: str) -> int:
+        """Write a text, a question mark for what the stream's encoding lacks; drop it where that is not possible."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:
+            self.write(text.encode(error.encoding, errors="replace").decode(error.encoding))
+        except (OSError, ValueError):  # a ValueError: it was closed
+            self.is_gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is waiting, if it can be written."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.is_gone = True
+
+    def __getattr__(self, name: str) -> Any:
+        """Do all else as the stream does it."""
+        return getattr(self._stream, name)
+
+
+class _Nowhere(io.TextIOBase):
+    """Stands for a stream that was closed by who started us."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class _PrintableStream:
     """A stream of text that lets through what can be printed alone; in all else it is the stream it stands for."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # what rich writes to, whose own escapes are meant
+        self.rich_proxied_file = UnfailingStream(stream)  # what rich writes to, whose own escapes are meant
 
     def write(self, text: str) -> int:
         """Write what a terminal shows of a text; colours, as loggers of other packages have them, are left out."""
@@ -72,15 +114,24 @@ class _PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+def complain(line: str) -> None:
+    """Write a line on stderr, if it can be written there."""
+    stream = UnfailingStream(_Nowhere() if sys.stderr is None else sys.stderr)
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
 def clean_streams() -> None:
     """Let this process write to its terminal what can be printed alone, until it ends.
 
-    What a terminal's encoding lacks becomes a question mark instead of an error.
+    What a terminal's encoding lacks becomes a question mark instead of an error, and what cannot be written is dropped.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, _PrintableStream):  # None: it was closed by who started us
+        if isinstance(stream, _PrintableStream):
             continue
+        if stream is None:
+            stream = _Nowhere()
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
         setattr(sys, name, _PrintableStream(stream))

@@ -72,16 +72,14 @@ def remembered(root: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(rule: OptionRule, value: Any) -> Any:
-    if rule.kind is Path and value is not None:
-        return str(value.expanduser().resolve())
-    if rule.name == "weights" and value is not None and Path(value).expanduser().exists():
-        return str(Path(value).expanduser().resolve())
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if rule.name == "weights" and value is not None and Path(value).exists():
+        return str(Path(value).resolve())
     return value
 
 
 def _read_back(rule: OptionRule, value: Any) -> Any:
-    if rule.kind is Path:
-        return Path(require_shape(TypeAdapter(str), value))
     return require_shape(TypeAdapter(rule.kind), value)
 
 

@@ -11,10 +11,10 @@ if __name__ == "__main__":  # before anything else is imported
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from tune_lung.errors import exit_status
 from tune_lung.interrupts import end_process
+from tune_lung.option_values import Place, ReadOption
 from tune_lung.screen import Screen
 from tune_lung.working_folder import away_from_it
 
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
     Returns:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
-    options = _parser(program).parse_args(arguments)
-    return exit_status(lambda: _report(options))
+    return exit_status(lambda: _report(_parser(program).parse_args(arguments)))
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -45,8 +44,16 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program, description="Draw Figure 4 of a run and print its table; several runs are compared."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, as tune_lung.search printed it")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the figure goes (default: figures/ in the first run)")
+    parser.add_argument(
+        "runs", nargs="+", action=ReadOption, kind=Place, metavar="RUN", help="folder of a run, as tune_lung.search printed it"
+    )
+    parser.add_argument(
+        "--out",
+        action=ReadOption,
+        kind=Place,
+        metavar="DIR",
+        help="where the figure goes (default: figures/ in the first run)",
+    )
     return parser
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.config import DeviceKind, Precision, RunConfig, TrialConfig
 from tune_lung.errors import InputError, shortened
 from tune_lung.option_rules import OPTION_RULES, Change, Kept, rules_of
 from tune_lung.remembered import remembered
@@ -21,7 +21,7 @@ from tune_lung.results.layout import DEFAULT_KEEP, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.manifest import SearchSettings
 from tune_lung.results.schema import SCHEMA_VERSION
-from tune_lung.search_options import given_options, search_parser, seconds_of, space_of, with_fixed_fields
+from tune_lung.search_options import given_options, search_parser, space_of, with_fixed_fields
 from tune_lung.space import SearchSpace
 from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Strategy, parse_objectives
@@ -151,6 +151,39 @@ def check_same_weights(resumed: ResumedSearch, sources: Mapping[str, Mapping[str
             )
 
 
+def check_same_numbers(resumed: ResumedSearch, *, device: DeviceKind | None, threads: int, precision: Precision) -> None:
+    """Refuse another way of computing than that of the attempt before, which gives the same trials other numbers.
+
+    Args:
+        resumed: The search. What its manifest does not say, as that of an older version, is not compared.
+        device: Where trials are computed; None while that is not known.
+        threads: Threads of each trial.
+        precision: Number format.
+
+    Raises:
+        InputError: It is another, and that was not allowed.
+    """
+    then = resumed.manifest.get("numerics")
+    if then is None or resumed.options.allow_other_numbers:
+        return
+    told = {"cpu": "CPUs", "cuda": "GPUs"}
+    differences, as_before = [], []
+    if device is not None and device != then["device"]:
+        differences.append(f"device: {told[then['device']]} there and {told[device]} here")
+        as_before.append("--gpus-per-trial 0" if then["device"] == "cpu" else "--gpus-per-trial 1")
+    if threads != then["threads"]:
+        differences.append(f"threads of a trial: {then['threads']} there and {threads} here")
+        as_before.append(f"--cpus-per-trial {then['threads']}")
+    if precision != then["precision"]:
+        differences.append(f"precision: {then['precision']} there and {precision} here")
+    if differences:
+        go_on = f"Go on with {' '.join(as_before)}, or allow" if as_before else "Allow"
+        raise InputError(
+            f"--resume: '{resumed.root.name}' would be computed otherwise ({'; '.join(differences)}), and numbers would differ."
+            f" {go_on} it with --allow-other-numbers; every report will say so."
+        )
+
+
 def _require_own_kind(root: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse a run that no search of this version can go on with."""
     if manifest["schema_version"] > SCHEMA_VERSION:
@@ -238,7 +271,7 @@ def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
             raise InputError(f"--resume: --{name} may grow ({had} so far), not shrink to {wanted}.")
         grown[name] = wanted
     if "time_budget" in given:
-        seconds = seconds_of(given["time_budget"])
+        seconds = given["time_budget"]
         had = then.time_budget_seconds
         if had is not None and seconds < had:
             raise InputError(f"--resume: --time-budget may grow ({had:g} s so far), not shrink to {seconds:g} s.")

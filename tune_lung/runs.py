@@ -23,6 +23,7 @@ from rich.text import Text
 from tune_lung.errors import InputError, exit_status
 from tune_lung.files import shown_path
 from tune_lung.interrupts import end_process
+from tune_lung.option_values import Place, ReadOption, Words
 from tune_lung.printable import in_one_line
 from tune_lung.screen import Screen, say
 from tune_lung.working_folder import away_from_it
@@ -42,27 +43,41 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
     Returns:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
-    options, console = _parser(program).parse_args(arguments), Screen()
-    return exit_status(lambda: options.command(options, console))
+    return exit_status(lambda: _run(_parser(program).parse_args(arguments), Screen()))
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    status: int = options.command(options, console)
+    return status
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description="List runs, and exchange them with other tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="name the runs of a folder and the best cell of each")
-    listing.add_argument("folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    listing.add_argument(
+        "folder", nargs="?", action=ReadOption, kind=Place, default=Path("runs"), metavar="DIR", help="default: %(default)s"
+    )
     listing.set_defaults(command=_list)
     export = commands.add_parser("export-optuna", help="write a run as an Optuna study, which optuna-dashboard opens")
-    export.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    export.add_argument("file", type=Path, metavar="FILE", help="sqlite file to write; it must not exist")
+    export.add_argument("run", action=ReadOption, kind=Place, metavar="RUN", help="folder of a run")
+    export.add_argument("file", action=ReadOption, kind=Place, metavar="FILE", help="sqlite file to write; it must not exist")
     export.set_defaults(command=_export)
     reading = commands.add_parser("import", help="make a run of an Optuna study or of an old Ray results folder")
     reading.add_argument(
-        "source", type=Path, metavar="SOURCE", help="an Optuna sqlite file, or a Ray Tune experiment's folder (its json alone)"
+        "source",
+        action=ReadOption,
+        kind=Place,
+        metavar="SOURCE",
+        help="an Optuna sqlite file, or a Ray Tune experiment's folder (its json alone)",
     )
-    reading.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs (default: %(default)s)")
+    reading.add_argument(
+        "--out", action=ReadOption, kind=Place, default=Path("runs"), metavar="DIR", help="parent of runs (default: %(default)s)"
+    )
     reading.add_argument("--name", help="the run's folder (default: the source's own name, and a number where it is taken)")
-    reading.add_argument("--study", metavar="NAME", help="which study, where the file holds several")
+    reading.add_argument(
+        "--study", action=ReadOption, kind=Words, metavar="NAME", help="which study, where the file holds several"
+    )
     reading.set_defaults(command=_import)
     return parser
 
@@ -164,7 +179,8 @@ def _table_of(runs: Sequence["Run"]) -> Table:
         statuses = Counter(str(status) for status in run.trials["status"])
         started = str(manifest["started_utc"])[:16].replace("T", " ")
         about = (run.name, f"  {manifest['space']['name']}, {_data_label(run)}", f"  {started} UTC")
-        columns = (about, (manifest["status"],), _counts(statuses), _best_cell(run))
+        state = (manifest["status"], *("other numbers" for _ in run.notes_of_numbers))
+        columns = (about, state, _counts(statuses), _best_cell(run))
         table.add_row(*(Text("\n".join(in_one_line(line, most=_MOST_LETTERS) for line in lines)) for lines in columns))
     return table
 

@@ -1,15 +1,31 @@
 """The console that the commands print to."""
 
 from collections.abc import Iterable
+from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from tune_lung.printable import in_one_line, printable
+from tune_lung.printable import UnfailingStream, in_one_line, printable
 
 
 class Screen(Console):
-    """A console that shows text and obeys nothing in it: its escapes are rich's own, for colours and the cursor."""
+    """A console that shows text and obeys nothing in it: its escapes are rich's own, for colours and the cursor.
+
+    What cannot be written is dropped.
+    """
+
+    @property
+    def file(self) -> IO[str]:
+        """Return what is written to."""
+        file = super().file
+        while hasattr(file, "rich_proxied_file"):
+            file = file.rich_proxied_file
+        return file if isinstance(file, UnfailingStream) else UnfailingStream(file)  # type: ignore[return-value]
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Lay out what is printed; everything that is comes through here."""

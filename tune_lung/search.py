@@ -21,7 +21,7 @@ from tune_lung.errors import exit_status
 from tune_lung.files import shown_path
 from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen, say
-from tune_lung.search_options import check_resources, check_trackers, search_parser
+from tune_lung.search_options import check_trackers, search_parser
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 from tune_lung.working_folder import away_from_it
 
@@ -39,18 +39,21 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
 
     Returns:
         0 when done; 1 when every trial failed, or the first ones with a bug; 2 for what the user can mend; 3 when another search
-        has taken the run over; 130 after Ctrl-C; 143 when the system ended it.
+        has taken the run over; 130 after Ctrl-C; 143 when the system ended it; 129 when its terminal
+        went away.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options, console = (
-        search_parser(__doc__.replace("python -m tune_lung.search", program), program=program).parse_args(given),
-        Screen(),
-    )
+    return exit_status(lambda: _run(given, Screen(), program))
+
+
+def _run(given: list[str], console: Console, program: str) -> int:
+    description = __doc__.replace("python -m tune_lung.search", program)
+    options = search_parser(description, program=program).parse_args(given)
     if options.list_spaces:
-        return exit_status(lambda: _list_spaces(console))
+        return _list_spaces(console)
     if options.resume is not None:
-        return exit_status(lambda: _resume(options.resume, given, console))
-    return exit_status(lambda: _begin(options, given, console))
+        return _resume(options.resume, given, console)
+    return _begin(options, given, console)
 
 
 def _list_spaces(console: Console) -> int:
@@ -81,7 +84,6 @@ def _resume(root: Path, arguments: list[str], console: Console) -> int:
 
 def _search(request: "SearchRequest", console: Console) -> int:
     """Search, and report what was found."""
-    check_resources(request.options)
     check_trackers(request.options)
     # This loads torch and Ray: --help, --list-spaces and a wrong option answer before.
     with away_from_it():

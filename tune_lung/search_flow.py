@@ -3,6 +3,7 @@
 It loads torch and Ray; what can be refused without them is refused before.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,8 +14,17 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tune_lung.config import PointValue, RunConfig, Split, TrialConfig
+from tune_lung.config import (
+    DEFAULT_CPUS_PER_TRIAL,
+    DeviceKind,
+    PointValue,
+    RunConfig,
+    Split,
+    TrialConfig,
+    torch_threads,
+)
 from tune_lung.data.cache import Cache
+from tune_lung.data.depth import MIXED_DEPTHS
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.prepare import PreparedData
 from tune_lung.data.store import PixelStore
@@ -24,18 +34,30 @@ from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
+from tune_lung.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.screen import say
-from tune_lung.search_options import bytes_of, seconds_of
+from tune_lung.search_options import notes_on_scheduler
 from tune_lung.search_request import SearchRequest
 from tune_lung.search_supervision import Supervised, opened_ledger, supervise
 from tune_lung.space import SearchSpace
-from tune_lung.tuning.cluster import Resources, node_offers, plan_resources, ray_session
+from tune_lung.tuning.cluster import (
+    Resources,
+    node_offers,
+    plan_resources,
+    ray_session,
+    require_cluster,
+    require_on_this_machine,
+    room_on_nodes,
+    temporary_folder,
+)
 from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.room import warnings_of_room
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.proposals.warm_start import MOST_LESSONS_BYTES, known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
+from tune_lung.tuning.survey import Survey, survey_devices
+from tune_lung.tuning.watching.trackers import require_trackers
 
 
 def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
@@ -67,6 +89,10 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     """
     started = time.monotonic()
     options = request.options
+    if request.resumed is not None:
+        _require_same_numbers(request, request.resumed)
+    _require_nodes(options)
+    say(console, *require_trackers(options.tracker))
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
@@ -75,10 +101,13 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         asked = time.monotonic()
         prepared = _prepare(data, cache, console)
         store_seconds = time.monotonic() - asked
+        _warn_of_depths(prepared, console)
         _require_masks(request.space, prepared)
-        with ray_session(options.address):
-            request, setup, resources = _with_resources(request, data, prepared, weights)
+        with ray_session(options.address) as watch:
+            request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
+            if request.resumed is None:
+                say(console, *notes_on_scheduler(options, request.space, request.strategy))
             known = _known_trials(request, setup, console)
             if options.dry_run:
                 dry_run(request.space, request.strategy, setup, resources, console=console, keep=options.keep)
@@ -95,22 +124,39 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
                 found=found,
                 seconds_before=(time.monotonic() - started - store_seconds, store_seconds),
             )
-            return ledger, supervise(supervised, console)
+            return ledger, supervise(supervised, console, watch)
+
+
+def _require_nodes(options: argparse.Namespace) -> None:
+    """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
+    if options.address is not None:
+        require_cluster(options.address)
+    else:
+        temporary_folder()
+        require_on_this_machine(cpus_per_trial=options.cpus_per_trial, gpus_per_trial=options.gpus_per_trial)
 
 
 def _data_request(request: SearchRequest) -> DataRequest:
     options = request.options
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}.")
     return DataRequest(
-        root=None if options.data is None else options.data.expanduser().resolve(),
+        root=None if options.data is None else options.data.resolve(),
         run=request.run,
         limit=options.limit,
         strict_data=options.strict_data,
         follow_links=options.follow_links,
-        cache_root=None if options.cache is None else options.cache.expanduser().resolve(),
-        cache_size_bytes=bytes_of(options.cache_size),
+        cache_root=None if options.cache is None else options.cache.resolve(),
+        cache_size_bytes=options.cache_size,
     )
+
+
+def _require_same_numbers(request: SearchRequest, resumed: ResumedSearch) -> None:
+    """Refuse, before any work, what options alone show to give other numbers; the rest is compared when Ray has answered."""
+    cpus, gpus = request.options.cpus_per_trial, request.options.gpus_per_trial
+    device: DeviceKind | None = None
+    if gpus is not None:
+        device = "cuda" if gpus else "cpu"
+    threads = torch_threads(DEFAULT_CPUS_PER_TRIAL if cpus is None else cpus)
+    check_same_numbers(resumed, device=device, threads=threads, precision=request.space.precision())
 
 
 def _prepare(data: DataRequest, cache: Cache, console: Console) -> PreparedData:
@@ -123,6 +169,12 @@ def _prepare(data: DataRequest, cache: Cache, console: Console) -> PreparedData:
             bars.update(tasks[stage], completed=done, total=total)
 
         return data.prepare(cache, show)
+
+
+def _warn_of_depths(prepared: PreparedData, console: Console) -> None:
+    num_images = PixelStore.open(prepared.store).num_far_below_white
+    if num_images:
+        say(console, f"{num_images} X-rays {MIXED_DEPTHS}")
 
 
 def _require_masks(space: SearchSpace, prepared: PreparedData) -> None:
@@ -138,7 +190,7 @@ def _require_masks(space: SearchSpace, prepared: PreparedData) -> None:
 
 
 def _with_resources(
-    request: SearchRequest, data: DataRequest, prepared: PreparedData, weights: Mapping[str, WeightsSource]
+    request: SearchRequest, data: DataRequest, prepared: PreparedData, weights: Mapping[str, WeightsSource], console: Console
 ) -> tuple[SearchRequest, SearchSetup, Resources]:
     """Divide what Ray's nodes offer, and complete the request by what depends on that."""
     options = request.options
@@ -149,19 +201,49 @@ def _with_resources(
         max_concurrent=options.max_concurrent,
         is_local=options.address is None,
     )
+    survey = _survey(request, resources, console)
     if request.resumed is None:  # else the run's space has them
-        space = _with_numerics(request.space, options.precision, request.run, weights, on_gpu=resources.gpus_per_trial > 0)
-        request = replace(request, space=space)
+        precision = options.precision
+        if precision == "auto":
+            precision = _best_precision(request.run, survey, console)
+        request = replace(request, space=_with_numerics(request.space, precision, weights))
     return request, _setup_of(request, data, prepared, weights, resources), resources
 
 
-def _with_numerics(
-    space: SearchSpace, precision: str, run: RunConfig, weights: Mapping[str, WeightsSource], *, on_gpu: bool
-) -> SearchSpace:
+def _survey(request: SearchRequest, resources: Resources, console: Console) -> Survey | None:
+    """Ask the nodes what their devices can do; None where that is known, or plays no part.
+
+    Raises:
+        InputError: No node's device can be used.
+    """
+    chooses = request.resumed is None and request.options.precision == "auto" and request.run.protocol == "strict"
+    if not resources.gpus_per_trial and (request.options.address is None or not chooses):
+        return None
+    survey = survey_devices(resources)
+    survey.check()
+    for note in survey.notes():
+        say(console, note)
+    return survey
+
+
+def _best_precision(run: RunConfig, survey: Survey | None, console: Console) -> str:
+    """Choose bf16 where every device that may train multiplies it natively, and say why not where one could think so."""
+    if run.protocol != "strict":
+        return "fp32"
+    if survey is None:
+        return "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
+    has_bf16 = survey.all_have_bf16
+    if has_bf16 is None and not survey.on_gpus:
+        has_bf16 = supports_bf16(torch.device("cpu"))
+    if not has_bf16:
+        lacking = dict.fromkeys(device.name for device in survey.devices if not device.has_bf16)
+        reason = f"{', '.join(lacking)} does not multiply bf16 natively" if lacking else "no node is there to be asked for bf16"
+        say(console, f"Precision fp32: {reason}. --precision bf16 takes it all the same")
+    return "bf16" if has_bf16 else "fp32"
+
+
+def _with_numerics(space: SearchSpace, precision: str, weights: Mapping[str, WeightsSource]) -> SearchSpace:
     """Write into every arm how its numbers are computed and where its weights come from."""
-    if precision == "auto":
-        is_native = supports_bf16(torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu"))
-        precision = "bf16" if run.protocol == "strict" and (is_native or on_gpu) else "fp32"
     fixed: dict[str, PointValue] = {"precision": precision}
     if weights:
         fixed["weights"] = next(iter(weights.values())).kind
@@ -187,7 +269,7 @@ def _setup_of(
         judged_epochs=judged_epochs(request.strategy, max_epochs=request.space.max_epochs()),
         profile=request.options.profile,
         has_time_budget=request.strategy.time_budget_seconds is not None,
-        hang_seconds=seconds_of(request.options.hang_timeout, "--hang-timeout"),
+        hang_seconds=request.options.hang_timeout,
     )
 
 
@@ -197,7 +279,7 @@ def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resourc
     lines = [
         f"{'Synthetic X-rays' if prepared.synthetic else 'X-rays'}: {parts}; {len(prepared.classes)} classes;"
         f" {setup.run.image_size} px; protocol {setup.run.protocol}",
-        f"{request.strategy.num_trials(request.space)} trials, {resources.max_concurrent} at once, each with"
+        f"{request.strategy.num_trials(request.space)} trials, {_at_once(resources, request.options.max_concurrent)}, each with"
         f" {resources.cpus_per_trial:g} CPU" + (f" and {resources.gpus_per_trial:g} GPU" if resources.gpus_per_trial else ""),
     ]
     reasons = images["excluded_reason"].dropna()
@@ -206,6 +288,16 @@ def _announcement(request: SearchRequest, setup: SearchSetup, resources: Resourc
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         lines.insert(1, f"{left_out.sum()} files left out ({counts}); the run's table images names them")
     return lines
+
+
+def _at_once(resources: Resources, wish: int | None) -> str:
+    """Say how many trials the nodes that are there now hold at once, and what was asked for where that is more."""
+    if not resources.may_grow:
+        return f"{resources.max_concurrent} at once" + (f" ({wish} asked for)" if (wish or 0) > resources.max_concurrent else "")
+    room = room_on_nodes(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
+    now = min(room.free, resources.max_concurrent)
+    more = f", up to {resources.max_concurrent} as there is room" if now < resources.max_concurrent else ""
+    return f"{now} at once now{more}"
 
 
 def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) -> list[KnownTrial]:

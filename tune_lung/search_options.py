@@ -1,14 +1,15 @@
 """The options of `python -m tune_lung.search`, and what they mean: every value that a search is made of."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tune_lung.config import PROTOCOLS, PointValue, RunConfig, default_select_by, value_from_text
+from tune_lung.data.cache import DEFAULT_SIZE_BYTES
 from tune_lung.errors import InputError
+from tune_lung.option_rules import add_value, rule_of
 from tune_lung.results.layout import DEFAULT_KEEP, KEEPS
 from tune_lung.space import SearchSpace
 from tune_lung.space_files import load_space
@@ -30,7 +31,7 @@ _OPTION_BY_FIELD = {
     "weights": "--weights",
 }
 _PACKAGES_BY_TRACKER = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-_SECONDS_BY_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DEFAULT_HANG_SECONDS = 30 * 60.0
 
 
 def search_parser(description: str | None, *, program: str = "python -m tune_lung.search") -> argparse.ArgumentParser:
@@ -56,7 +57,7 @@ def search_parser(description: str | None, *, program: str = "python -m tune_lun
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--space", default="freeze_grid", help="a shipped space or the path of a .py file (default: %(default)s)")
+    add_value(group, "space", default="freeze_grid", text="a shipped space or the path of a .py file (default: %(default)s)")
     group.add_argument("--list-spaces", action="store_true", help="name the shipped spaces and the question of each, and stop")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a field in every arm it applies to; repeatable"
@@ -64,85 +65,92 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--protocol", choices=PROTOCOLS, help="rules of loss, freezing, split and selection (default: the space's)"
     )
-    group.add_argument(
-        "--select-by", metavar="COLUMN", help="val_macro_recall (strict), val_micro_recall or val_loss (published)"
-    )
-    group.add_argument(
-        "--objective",
+    add_value(group, "select_by", metavar="COLUMN", text="val_macro_recall (strict), val_micro_recall or val_loss (published)")
+    add_value(
+        group,
+        "objective",
         metavar="COLUMN:max,...",
-        help="two or more numbers to trade off, such as val_macro_recall:max,trainable_params:min (default: the selection score)",
+        text="two or more numbers to trade off, such as val_macro_recall:max,trainable_params:min (default: the selection score)",
     )
-    group.add_argument("--seed", type=int, default=0, help="root of every random choice (default: %(default)s)")
+    add_value(group, "seed", default=0, text="root of every random choice (default: %(default)s)")
 
 
 def _add_how(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--samples", type=int, metavar="N", help="points of each cell where a space samples (default: 32)")
-    group.add_argument("--repeats", type=int, default=1, metavar="N", help="seeds of each point (default: %(default)s)")
+    add_value(group, "samples", metavar="N", text="points of each cell where a space samples (default: 32)")
+    add_value(group, "repeats", default=1, metavar="N", text="seeds of each point (default: %(default)s)")
     group.add_argument("--sampler", choices=SAMPLERS, help="who proposes points (default: tpe; a grid is run whole)")
     group.add_argument(
         "--scheduler", choices=SCHEDULERS, help="who stops trials early (default: asha where points are sampled, else none)"
     )
-    group.add_argument(
-        "--grace-epochs",
-        type=int,
-        default=DEFAULT_GRACE_EPOCHS,
+    add_value(
+        group,
+        "grace_epochs",
         metavar="N",
-        help="epochs before trials are compared (default: %(default)s)",
+        text=f"epochs before trials are compared (default: {DEFAULT_GRACE_EPOCHS})",
     )
-    group.add_argument(
-        "--reduction-factor",
-        type=int,
-        default=DEFAULT_REDUCTION_FACTOR,
+    add_value(
+        group,
+        "reduction_factor",
         metavar="N",
-        help="asha lets one trial in N go on (default: %(default)s)",
+        text=f"asha lets one trial in N go on (default: {DEFAULT_REDUCTION_FACTOR})",
     )
-    group.add_argument("--time-budget", metavar="TIME", help="start nothing new after it, such as 30m or 8h (default: no limit)")
-    group.add_argument("--warm-start", type=Path, metavar="RUN", help="learn from an earlier run's trials, and repeat none")
-    group.add_argument(
-        "--resume",
-        type=Path,
+    add_value(group, "time_budget", metavar="TIME", text="start nothing new after it, such as 30m or 8h (default: no limit)")
+    add_value(group, "warm_start", metavar="RUN", text="learn from an earlier run's trials, and repeat none")
+    add_value(
+        group,
+        "resume",
         metavar="RUN",
-        help="go on with a run that was stopped; --samples, --repeats, --time-budget and --max-epochs may grow",
+        text="go on with a run that was stopped; --samples, --repeats, --time-budget and --max-epochs may grow",
+    )
+    group.add_argument(
+        "--allow-other-numbers",
+        action="store_true",
+        help="with --resume: go on with other threads, or another kind of device, though numbers differ; reports say so",
     )
     group.add_argument("--dry-run", action="store_true", help="say what it would try, take and need, and stop")
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--data", type=Path, metavar="DIR", help="one folder per class (default: synthetic X-rays, made here)")
-    group.add_argument("--image-size", type=int, default=128, metavar="PX", help="side in pixels (default: %(default)s)")
-    group.add_argument("--limit", type=int, metavar="N", help="use N images at most, drawn class by class")
+    add_value(group, "data", metavar="DIR", text="one folder per class (default: synthetic X-rays, made here)")
+    add_value(group, "image_size", default=128, metavar="PX", text="side in pixels (default: %(default)s)")
+    add_value(group, "limit", metavar="N", text="use N images at most, drawn class by class")
     group.add_argument("--strict-data", action="store_true", help="stop at a bad file instead of leaving it out")
     group.add_argument("--follow-links", action="store_true", help="follow links that lead out of the image folder")
-    group.add_argument(
-        "--cache", type=Path, metavar="DIR", help="where decoded pixels and features lie (default: the user's cache folder)"
+    add_value(group, "cache", metavar="DIR", text="where decoded pixels and features lie (default: the user's cache folder)")
+    add_value(
+        group,
+        "cache_size",
+        default=DEFAULT_SIZE_BYTES,
+        metavar="SIZE",
+        text="room for them, such as 5GB (default: 20GB)",
     )
-    group.add_argument("--cache-size", default="20GB", metavar="SIZE", help="room for them, such as 5GB (default: %(default)s)")
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--weights", metavar="FROM", help="imagenet (with --data), random (without), a file, or a folder")
-    group.add_argument("--max-epochs", type=int, metavar="N", help="epochs of a trial at most (default: the space's, else 100)")
-    group.add_argument("--patience", type=int, metavar="N", help="epochs without a better score (default: the space's, else 20)")
+    add_value(group, "weights", metavar="FROM", text="imagenet (with --data), random (without), a file, or a folder")
+    add_value(group, "max_epochs", metavar="N", text="epochs of a trial at most (default: the space's, else 100)")
+    add_value(group, "patience", metavar="N", text="epochs without a better score (default: the space's, else 20)")
     group.add_argument(
         "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where it is native, strict only"
     )
 
 
 def _add_where(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--address", help="a running Ray cluster, such as auto (default: Ray on this machine alone)")
-    group.add_argument("--cpus-per-trial", type=float, metavar="N", help="also a trial's torch threads (default: 1)")
-    group.add_argument("--gpus-per-trial", type=float, metavar="N", help="default: 1 where nodes have GPUs, else 0")
-    group.add_argument(
-        "--hang-timeout",
-        default="30m",
+    add_value(group, "address", text="a running Ray cluster, such as auto (default: Ray on this machine alone)")
+    add_value(group, "cpus_per_trial", metavar="N", text="also a trial's torch threads (default: 1)")
+    add_value(group, "gpus_per_trial", metavar="N", text="default: 1 where nodes have GPUs, else 0")
+    add_value(
+        group,
+        "hang_timeout",
+        default=_DEFAULT_HANG_SECONDS,
         metavar="TIME",
-        help="a worker that finishes no batch for so long is ended, and its trial tried again (default: %(default)s)",
+        text="a worker that finishes no batch for so long is ended, and its trial tried again (default: 30m)",
     )
-    group.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once at most (default: as many as fit)")
+    add_value(group, "max_concurrent", metavar="N", text="trials at once at most (default: as many as fit)")
 
 
 def _add_results(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs (default: %(default)s)")
+    add_value(group, "out", default=Path("runs"), metavar="DIR", text="parent of runs (default: %(default)s)")
     group.add_argument("--name", help="the run's folder (default: space and UTC time, and a number where that is taken)")
     group.add_argument(
         "--tracker",
@@ -190,6 +198,8 @@ def with_fixed_fields(space: SearchSpace, options: argparse.Namespace) -> Search
         name, separator, value = text.partition("=")
         if not separator:
             raise InputError(f"--set {text}: write KEY=VALUE, such as --set batch_size=32.")
+        if name in fixed and fixed[name] != value_from_text(name, value):
+            raise InputError(f"--set {name} is given twice, with two values. Give it once.")
         if name in _OPTION_BY_FIELD:
             raise InputError(f"--set {name}: use {_OPTION_BY_FIELD[name]} instead.")
         fixed[name] = value_from_text(name, value)
@@ -216,30 +226,50 @@ def strategy_of(options: argparse.Namespace, space: SearchSpace) -> Strategy:
     Raises:
         InputError: The options do not fit the space or each other.
     """
-    return Strategy.for_space(
+    strategy = Strategy.for_space(
         space,
         sampler=options.sampler,
         scheduler=options.scheduler,
         samples=options.samples,
         objectives=(SELECTION,) if options.objective is None else parse_objectives(options.objective),
         repeats=options.repeats,
-        grace_epochs=options.grace_epochs,
-        reduction_factor=options.reduction_factor,
-        time_budget_seconds=None if options.time_budget is None else seconds_of(options.time_budget),
+        grace_epochs=DEFAULT_GRACE_EPOCHS if options.grace_epochs is None else options.grace_epochs,
+        reduction_factor=DEFAULT_REDUCTION_FACTOR if options.reduction_factor is None else options.reduction_factor,
+        time_budget_seconds=options.time_budget,
     )
+    is_wish = options.scheduler is not None or options.grace_epochs is not None
+    if is_wish and strategy.scheduler != "none" and not strategy.compares_in(space):
+        raise InputError(
+            f"--grace-epochs {strategy.grace_epochs}: trials run {space.max_epochs()} epochs at most (--max-epochs), so"
+            f" {strategy.scheduler} would compare none. Lower it, or choose --scheduler none."
+        )
+    return strategy
 
 
-def check_resources(options: argparse.Namespace) -> None:
-    """Refuse resources that no machine can give.
+def notes_on_scheduler(options: argparse.Namespace, space: SearchSpace, strategy: Strategy) -> list[str]:
+    """Say in a line each where trials are stopped otherwise than one may expect from the options.
 
-    Raises:
-        InputError: A number is too small.
+    Args:
+        options: Those of a new search.
+        space: What is tried.
+        strategy: How, as it was chosen.
     """
-    least = {"cpus_per_trial": 0.1, "gpus_per_trial": 0.0, "max_concurrent": 1}
-    for name, lowest in least.items():
-        value = getattr(options, name)
-        if value is not None and not value >= lowest:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {lowest:g}, not {value:g}.")
+    if strategy.scheduler == "none":
+        notes = []
+        if options.scheduler is None and not space.is_grid:
+            reason = "several objectives" if not strategy.has_one_objective else "the seeds of a point (--repeats)"
+            notes.append(f"Scheduler none: with {reason}, no trial is stopped early")
+        unused = ["grace_epochs", "reduction_factor"]
+    else:
+        notes = []
+        if not strategy.compares_in(space):
+            notes.append(
+                f"Scheduler {strategy.scheduler} stops no trial: trials are compared after {strategy.grace_epochs} epochs"
+                f" (--grace-epochs), and none runs longer than {space.max_epochs()}"
+            )
+        unused = [] if strategy.scheduler == "asha" else ["reduction_factor"]
+    flags = [rule_of(name).flag for name in unused if getattr(options, name) is not None]
+    return notes + [f"{flag} changes nothing with --scheduler {strategy.scheduler}" for flag in flags]
 
 
 def check_trackers(options: argparse.Namespace) -> None:
@@ -254,27 +284,3 @@ def check_trackers(options: argparse.Namespace) -> None:
             raise InputError(
                 f"--tracker {name} needs a package that is not installed. Install it: pip install 'tune-lung[{name}]'."
             )
-
-
-def bytes_of(text: str) -> int:
-    """Read a size such as `5GB`.
-
-    Raises:
-        InputError: It is no size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise InputError(f"--cache-size {text}: write a number and a unit, such as 5GB, or 0.")
-    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
-
-
-def seconds_of(text: str, option: str = "--time-budget") -> float:
-    """Read a time such as `30m`.
-
-    Raises:
-        InputError: It is no time.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip(), re.IGNORECASE)
-    if not found:
-        raise InputError(f"{option} {text}: write a number and a unit, such as 90s, 30m, 8h or 2d.")
-    return float(found[1]) * _SECONDS_BY_UNIT[found[2].lower()]

@@ -1,6 +1,7 @@
 """What a search was asked for, new or going on, refused before anything is decoded where it cannot be."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,8 @@ class SearchRequest:
         Raises:
             InputError: Options contradict each other or the space, the run exists, or it cannot learn from the run named.
         """
+        if options.allow_other_numbers:
+            raise InputError("--allow-other-numbers goes with --resume alone: a new run has no other numbers.")
         space = space_of(options)
         run = run_config_of(options, space)
         space.check(run)
@@ -83,6 +86,8 @@ def _new_root(options: argparse.Namespace, space: SearchSpace) -> Path:
     nearest = next(folder for folder in (parent, *parent.parents) if folder.exists())
     if not nearest.is_dir():
         raise InputError(f"--out {options.out}: '{nearest.name}' is no folder. Give the folder that runs go to.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out {options.out}: '{nearest.name}' cannot be written. Give another folder for runs.")
     if is_named:
         require_free(parent / name)
     return parent / name

@@ -1,30 +1,32 @@
 """A search and its run: the ledger opened by its one owner, and every way in which a search ends written into it."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 
-from tune_lung.config import Split
+from tune_lung.config import Split, torch_threads
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import Interruption, interruptible
-from tune_lung.printable import in_one_line
+from tune_lung.printable import complain, in_one_line
 from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, Outcome, SearchSettings, ended, new_manifest, resumed
+from tune_lung.results.manifest import DataFacts, Numerics, Outcome, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
-from tune_lung.resume_options import check_same_data, check_same_weights
+from tune_lung.resume_options import check_same_data, check_same_numbers, check_same_weights
 from tune_lung.screen import say
 from tune_lung.search_request import SearchRequest
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.cluster_watch import ClusterWatch
+from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
 from tune_lung.tuning.proposals.warm_start import lessons_as_json
@@ -61,6 +63,8 @@ def opened_ledger(
         return
     check_same_data(request.resumed, fingerprint=prepared.fingerprint, counts=_counts(prepared))
     check_same_weights(request.resumed, sources)
+    numerics = _numerics(request, setup)
+    check_same_numbers(request.resumed, **numerics)
     found = read_run(request.root)
     ledger = Ledger.open(request.root, damaged=found.damaged, check_writer=request.ownership.check)
     manifest = resumed(
@@ -70,6 +74,8 @@ def opened_ledger(
         space=request.space,
         strategy=request.strategy,
         settings=_settings(request),
+        numerics=numerics,
+        allow_other_numbers=request.options.allow_other_numbers,
     )
     ledger.write_manifest(manifest)
     if not ledger.has_images():
@@ -103,6 +109,7 @@ def _begun(
         data=facts,
         weights=sources,
         settings=_settings(request),
+        numerics=_numerics(request, setup),
     )
 
     def fill(ledger: Ledger) -> None:
@@ -117,6 +124,14 @@ def _begun(
 def _settings(request: SearchRequest) -> SearchSettings:
     options = request.options
     return SearchSettings(limit=options.limit, strict_data=options.strict_data, keep=options.keep)
+
+
+def _numerics(request: SearchRequest, setup: SearchSetup) -> Numerics:
+    return Numerics(
+        device="cuda" if setup.gpus_per_trial else "cpu",
+        threads=torch_threads(setup.cpus_per_trial),
+        precision=request.space.precision(),
+    )
 
 
 def _counts(prepared: PreparedData) -> dict[str, int]:
@@ -145,12 +160,13 @@ class Supervised:
     """What the start took, and the pixel store."""
 
 
-def supervise(supervised: Supervised, console: Console) -> int | None:
+def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> int | None:
     """Run the search and write its outcome into the manifest.
 
     Args:
         supervised: The search.
         console: Where to tell of it.
+        watch: Looks after Ray's own processes; it ends this one when they die, with status 1 and the run `interrupted`.
 
     Returns:
         The exit status; None when there is something to report.
@@ -161,32 +177,56 @@ def supervise(supervised: Supervised, console: Console) -> int | None:
     """
     ledger, root = supervised.ledger, supervised.setup.run_root
     interruption = Interruption()
+
+    def tell_of_loss() -> None:
+        say(console, watch.sentence(), _where_it_lies(root))
+        _write_end(ledger, "interrupted")
+
+    watch.last_words = tell_of_loss
     try:
-        with interruptible() as interruption:
+        with interruptible() as interruption, _giving_way_to_a_loss(watch):
             records = _run(supervised, console)
     except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
         _write_end(ledger, "interrupted")
-        say(console, f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        say(console, _where_it_lies(root))
         return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
-        sys.stderr.write(f"error: {in_one_line(error)}. The log above has its traceback. Mend it, and begin a new run.\n")
+        complain(f"error: {in_one_line(error)}")
         return 1
     except NoRoomError:
         _write_end(ledger, "interrupted")
-        say(console, f"Stopped. All that was written lies in {shown_path(root)}. To go on: --resume {shown_path(root)}")
+        say(console, _where_it_lies(root))
         raise
     except SupersededError:  # the end is the other's to write
         raise
     except BaseException:
         _write_end(ledger, "failed")
         raise
+    num_curable = sum(record.status is TrialStatus.FAILED and record.failure_kind in CURABLE for record in records)
+    if num_curable:
+        trials = "1 trial" if num_curable == 1 else f"{num_curable} trials"
+        say(console, f"{trials} failed for a cause that may be mended. To try again: --resume {shown_path(root)}")
     num_useful = sum(record.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for record in records)
     _write_end(ledger, "completed" if num_useful else "failed")
     if num_useful:
         return None
     say(console, f"Run: {shown_path(root)}")
     return 1
+
+
+@contextmanager
+def _giving_way_to_a_loss(watch: ClusterWatch) -> Iterator[None]:
+    """Let the watch tell the end, whatever Ray makes of it, when Ray's processes have died."""
+    try:
+        yield
+    except BaseException:
+        watch.gives_way()
+        raise
+
+
+def _where_it_lies(root: Path) -> str:
+    return f"Stopped. All that was reported lies in {shown_path(root)}. To go on: --resume {shown_path(root)}"
 
 
 def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:

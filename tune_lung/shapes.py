@@ -5,10 +5,13 @@ not name is left alone, for newer versions add to what they write.
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapter, ValidationError
 
+FIRST_MOMENT, LAST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""Between them lie the moments that are read back."""
 _T = TypeVar("_T")
 _MOST_SHOWN = 60
 
@@ -73,6 +76,13 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _moment(text: object) -> datetime:
+    moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    if moment is None or moment.tzinfo is None or not FIRST_MOMENT <= moment < LAST_MOMENT:
+        raise ValueError("It is no moment of a search.")
+    return moment.astimezone(UTC)
+
+
 def _distinct(values: list[str]) -> list[str]:
     if len(set(values)) < len(values):
         raise ValueError("A value stands twice.")
@@ -89,6 +99,8 @@ Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 """A finite number."""
 Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number that is not negative."""
+Moment: TypeAlias = Annotated[datetime, BeforeValidator(_moment)]
+"""A moment with its time zone, written as in ISO 8601; it is given back in UTC."""
 ListOf: TypeAlias = Annotated[list[_T], FailFast()]
 """A list that is given up at its first wrong item, however many there are."""
 DISTINCT = AfterValidator(_distinct)

@@ -17,6 +17,7 @@ from tune_lung.config import (
     RESNET_FIELDS,
     Point,
     PointValue,
+    Precision,
     Protocol,
     RunConfig,
     TrialConfig,
@@ -364,6 +365,10 @@ class SearchSpace:
         """Return the most epochs that any trial may run."""
         trials = [TrialConfig.from_point(point) for cell in self.cells() for point in cell.probes()]
         return max(trial.max_epochs for trial in trials)
+
+    def precision(self) -> Precision:
+        """Return the number format of its trials; a search has set one for all."""
+        return TrialConfig.from_point(next(point for cell in self.cells() for point in cell.probes())).precision
 
     def models(self) -> tuple[str, ...]:
         """List the networks of the space, each once, in order."""

@@ -1,11 +1,13 @@
 """How a space is searched: what counts, who proposes, who is stopped, how much is spent. Plain values, no framework."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
+from tune_lung.config import TrialConfig
 from tune_lung.errors import InputError, did_you_mean, shortened
 from tune_lung.shapes import WrongShapeError, built_from_json
 from tune_lung.space import Cell, SearchSpace
@@ -110,7 +112,7 @@ class Strategy:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {lowest}, not {value}.")
             if value is not None and value > _LARGEST_NUMBER:
                 raise InputError(f"--{name.replace('_', '-')} must be at most {_LARGEST_NUMBER}, not {value}.")
-        if self.time_budget_seconds is not None and not self.time_budget_seconds > 0:
+        if self.time_budget_seconds is not None and not 0 < self.time_budget_seconds < math.inf:
             raise InputError(f"--time-budget must be above 0, not {self.time_budget_seconds:g} s.")
         _require_allowed(self.objectives)
         if self.scheduler != "none" and self.repeats > 1:
@@ -178,7 +180,12 @@ class Strategy:
             **numbers,
         )
         strategy.check_fits(space)
+        _require_measurable(objectives, space)
         return strategy
+
+    def compares_in(self, space: SearchSpace) -> bool:
+        """Whether any trial of the space runs on after the first epoch at which trials are compared."""
+        return self.scheduler != "none" and self.grace_epochs < space.max_epochs()
 
     def check_fits(self, space: SearchSpace) -> None:
         """Refuse a space that cannot be searched so.
@@ -233,6 +240,18 @@ def _require_allowed(objectives: tuple[Objective, ...]) -> None:
             raise InputError(f"--objective {shortened(column)}: the test images stay sealed until the search has ended.")
         if column not in (SELECTION.column, *_OBJECTIVE_COLUMNS):
             raise InputError(f"There is no objective '{shortened(column)}'. {did_you_mean(column, _OBJECTIVE_COLUMNS)}")
+
+
+def _require_measurable(objectives: tuple[Objective, ...], space: SearchSpace) -> None:
+    """Refuse an objective that some trials can never have: the mean time of an epoch leaves the first one out."""
+    if "epoch_seconds_mean" not in [objective.column for objective in objectives]:
+        return
+    for cell in space.cells():
+        if any(TrialConfig.from_point(point).max_epochs < 2 for point in cell.probes()):
+            raise InputError(
+                f"--objective epoch_seconds_mean: trials of cell '{shortened(cell.name)}' run one epoch, and the first is left"
+                " out of the mean. Raise --max-epochs, or choose another objective, such as mult_adds."
+            )
 
 
 def recorded_objectives(content: Mapping[str, Any]) -> tuple[Objective, ...]:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tune_lung.data.cache import Cache, content_key
+from tune_lung.data.exclusion import NotReadError
 from tune_lung.errors import InputError
 
 
@@ -226,8 +227,9 @@ def test_digests_of_files_changed_a_moment_ago_are_not_trusted(cache, tmp_path):
     assert [read_digests(cache, tmp_path, {"one": tmp_path / "one"})[1] for _ in range(2)] == [1, 1]
 
 
-def test_the_digest_of_a_missing_file_is_none(cache, tmp_path):
-    assert cache.digests(tmp_path).of({"gone": tmp_path / "gone"}) == {"gone": None}
+def test_a_missing_file_has_no_digest_to_remember(cache, tmp_path):
+    with pytest.raises(NotReadError, match="No such file or directory"):
+        cache.digests(tmp_path).of({"gone": tmp_path / "gone"})
 
 
 def test_damaged_memories_are_forgotten(cache, tmp_path):

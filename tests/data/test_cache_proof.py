@@ -299,7 +299,7 @@ def test_a_folder_with_something_of_the_users_is_refused_in_one_line(images, tmp
     (shared / "data" / "COVID").mkdir(parents=True)
     (shared / "data" / "COVID" / "scan.png").write_bytes(bytes(3_000_000))
     before = seen(shared)
-    assert run(images, "--cache", shared, "--cache-size", 0.001) == 2
+    assert run(images, "--cache", shared, "--cache-size", "1MB") == 2
     assert capsys.readouterr().err == (
         f"error: --cache {shared} holds data, which tune_lung did not make."
         " Give an empty folder, or one that has been its cache before.\n"
@@ -313,14 +313,14 @@ def test_what_the_user_puts_into_a_cache_later_stays(images, tmp_path):
     (shared / "data" / "COVID").mkdir(parents=True)
     (shared / "data" / "COVID" / "scan.png").write_bytes(bytes(3_000_000))
     before = seen(shared / "data")
-    assert run(images, "--cache", shared, "--cache-size", 0.000001, "--seed", 1) == 0
+    assert run(images, "--cache", shared, "--cache-size", "1KB", "--seed", 1) == 0
     assert seen(shared / "data") == before
     assert len(list((shared / "stores").iterdir())) == 1  # of two of ours, the older one had to go
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(wanted=plants, is_marked=st.booleans(), size=st.sampled_from(["0", "0.000001", "1"]))
-@example(wanted=[("data/COVID", "folder")], is_marked=False, size="0.000001")
+@given(wanted=plants, is_marked=st.booleans(), size=st.sampled_from(["0", "1KB", "1GB"]))
+@example(wanted=[("data/COVID", "folder")], is_marked=False, size="1KB")
 def test_the_command_touches_nothing_foreign(template, images, wanted, is_marked, size, capsys):
     with places(template) as (root, outside):
         if not is_marked:

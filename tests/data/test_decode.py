@@ -8,7 +8,7 @@ from PIL import Image
 
 from tune_lung.data.decode import BadImageError, squash, squash_mask
 from tune_lung.data.exclusion import ExclusionReason
-from tune_lung.data.reading import read_grey
+from tune_lung.data.reading import GreyReader, read_grey
 
 from tests.data.conftest import texture
 
@@ -19,6 +19,12 @@ def png_header(width: int, height: int) -> bytes:
     data = b"IDAT" + zlib.compress(b"\0")
     chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (body, data, b"IEND")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    with GreyReader() as reader:
+        yield reader
 
 
 def reason(path) -> ExclusionReason:
@@ -82,15 +88,15 @@ def test_read_grey_refuses_what_is_no_image(tmp_path, content):
     assert reason(tmp_path / "secret.png") is ExclusionReason.NOT_AN_IMAGE
 
 
-def test_read_grey_refuses_any_flipped_bytes_or_reads_on(tmp_path):
+def test_read_grey_refuses_any_flipped_bytes_or_reads_on(tmp_path, reader):
     whole = tmp_path / "whole.png"
     texture(1, size=100).save(whole)
     content = whole.read_bytes()
     modes = set()
     for place in range(0, len(content), 37):
         (tmp_path / "flipped.png").write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        with suppress(BadImageError):
-            modes.add(read_grey(tmp_path / "flipped.png").mode)
+        with suppress(BadImageError), reader.read(tmp_path / "flipped.png") as grey:
+            modes.add(grey.image.mode)
     assert modes <= {"L"}
 
 

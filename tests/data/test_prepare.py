@@ -205,3 +205,13 @@ def test_no_near_duplicates_of_the_real_x_rays_lie_on_two_sides(radiography, tmp
     started = time.perf_counter()
     prepare(radiography, run=RunConfig(image_size=64), cache=Cache.open(tmp_path))
     assert time.perf_counter() - started < 3  # about 0.15 s on an idle core; the bound leaves room for a busy machine
+
+
+def test_a_class_whose_name_is_as_long_as_names_may_be_is_one_like_others(image_folder, cache):
+    root = image_folder({"A": 10})
+    (root / "A").rename(root / ("B" * 255))
+    (root / "A" / "images").mkdir(parents=True)
+    for number in range(10):
+        texture(number).save(root / "A" / "images" / f"{number}.png")
+    data = prepare(root, run=RunConfig(image_size=16), cache=cache)
+    assert data.classes == ("A", "B" * 255)

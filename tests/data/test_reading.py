@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tune_lung.confined import ConfinedError
 from tune_lung.data import decode, reading
 from tune_lung.data.decode import BadImageError
+from tune_lung.data.exclusion import NotReadError
 from tune_lung.data.reading import GreyReader, read_grey
 
 from tests.data.conftest import texture
@@ -127,8 +129,8 @@ def test_common_files_need_no_child(tmp_path, monkeypatch):
 def test_a_child_gives_the_same_pixels(tmp_path, ending):
     path = tmp_path / f"image.{ending}"
     texture(1, 3000 if "large" in ending else 48).save(path)
-    with decode.open_image_file(path) as file:
-        here = decode.to_grey(decode.open_image(file))
+    content = path.read_bytes()
+    here = decode.to_grey(decode.open_image(BytesIO(content)), content).image
     with GreyReader() as reader, reader.read(path) as grey:
         assert len(reader._children) == 1
         assert np.array_equal(np.asarray(grey.image), np.asarray(here))
@@ -155,9 +157,9 @@ def test_an_image_becomes_grey_in_bands_as_it_does_at_once(monkeypatch, mode):
     if mode in ("LA", "RGBA"):
         image.putalpha(texture(4, 61))
     assert image.mode == mode
-    at_once = np.asarray(decode.to_grey(image.copy()))
+    at_once = np.asarray(decode.to_grey(image.copy(), b"").image)
     monkeypatch.setattr(decode, "_PIXELS_AT_ONCE", 200)
-    assert np.array_equal(np.asarray(decode.to_grey(image.copy())), at_once)
+    assert np.array_equal(np.asarray(decode.to_grey(image.copy(), b"").image), at_once)
 
 
 def test_an_image_waits_while_others_take_the_memory(tmp_path, monkeypatch):
@@ -184,7 +186,7 @@ def test_who_leaves_ends_what_is_being_decoded(tmp_path):
     leave(reader)
     thread.join()
     assert time.monotonic() - started < 5
-    assert isinstance(ended[0], BadImageError)
+    assert isinstance(ended[0], NotReadError | ConfinedError)
 
 
 def failure_of(reader: GreyReader, path: Path) -> BaseException | None:

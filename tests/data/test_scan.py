@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,19 @@ def test_folders_may_lie_deeper_than_python_calls_itself(tmp_path):
     (tmp_path / "B").mkdir()
     (tmp_path / "B" / "b.png").touch()
     assert [image.path.name for image in scan(tmp_path).images] == ["deep.png", "e.png", "b.png"]
+
+
+@pytest.mark.parametrize("levels", [("COVID-19_Radiography_Dataset",), ("archive", "COVID-19_Radiography_Dataset")])
+@pytest.mark.parametrize("layout", ["images/a.png", "a.png"])
+def test_the_folder_above_the_classes_folder_is_answered_with_that_one(tmp_path, levels, layout):
+    inner = tmp_path.joinpath(*levels)
+    for name in ("COVID", "Normal"):
+        put(inner, f"{name}/{layout}", f"{name}/masks/a.png")
+    with pytest.raises(InputError, match=rf"holds one class only .* Did you mean {re.escape(str(inner))}\?$"):
+        scan(tmp_path)
+
+
+def test_one_class_with_its_images_and_masks_is_taken_for_no_folder_of_classes(tmp_path):
+    put(tmp_path, "A/images/a.png", "A/masks/a.png")
+    with pytest.raises(InputError, match=r"Give a folder with at least two class folders\.$"):
+        scan(tmp_path)

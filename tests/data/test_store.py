@@ -1,9 +1,11 @@
 import json
 import os
+from itertools import product
 
 import numpy as np
 import pytest
 
+from tune_lung.data.cache_proof import write_listing
 from tune_lung.data.store import DecodedImages, PixelStore, StoreDamagedError, write_store
 
 SPLITS = ["train", "test", "train", "validation", "train", "test"]
@@ -17,12 +19,16 @@ def decoded(seed=0, *, masks=True):
         has_mask_M=np.array([masks] * 5 + [False]),
         labels_M=np.array([0, 0, 1, 1, 0, 1]),
         image_ids=[f"{number:016x}" for number in range(6)],
+        whites={255: 6},
+        mask_whites={255: 5} if masks else {},
+        num_far_below_white=0,
     )
 
 
 def store_of(folder, images, splits=SPLITS, classes=("A", "B")):
     folder.mkdir()
     write_store(folder, images, splits=splits, classes=classes, synthetic=True)
+    write_listing(folder, of=folder)
     return PixelStore.open(folder)
 
 
@@ -107,6 +113,7 @@ def test_a_store_with_a_missing_or_short_file_is_refused(tmp_path, name):
 def test_a_store_of_another_version_is_refused(tmp_path):
     description = store_of(tmp_path / "store", decoded()).directory / "store.json"
     description.write_text(json.dumps(json.loads(description.read_text()) | {"version": 0}))
+    write_listing(tmp_path / "store", of=tmp_path / "store")
     with pytest.raises(StoreDamagedError, match="another version"):
         PixelStore.open(tmp_path / "store")
 
@@ -122,7 +129,65 @@ def test_a_store_of_pipes_is_damaged(tmp_path, name):
 
 
 def test_an_index_that_is_packed_is_none_of_ours(tmp_path):
-    store = store_of(tmp_path / "store", decoded())
-    np.savez_compressed(tmp_path / "store" / "train_index.npz", labels=np.zeros(10**7, np.int64), has_mask=[], image_ids=[])
+    folder = store_of(tmp_path / "store", decoded()).directory
+    index, description = folder / "train_index.npz", folder / "store.json"
+    np.savez_compressed(index, labels=np.zeros(10**7, np.int64), has_mask=[], image_ids=[])
+    said = json.loads(description.read_text())
+    said["files"][index.name] = index.stat().st_size
+    description.write_text(json.dumps(said))
+    write_listing(folder, of=folder)
+    store = PixelStore.open(folder)
     with pytest.raises(StoreDamagedError, match="damaged"):
         store.part("train")
+
+
+def invert(path):
+    """Write other pixels into the file as it lies there, under the old time of change; whoever has mapped it sees them."""
+    status = path.stat()
+    values = np.load(path, mmap_mode="r+")
+    values[:] = 255 - values
+    values.flush()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replace_by_equal(path):
+    path.with_name("new").write_bytes(path.read_bytes())
+    path.with_name("new").replace(path)
+
+
+CHANGES = {
+    "inverted": invert,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "removed": lambda path: path.unlink(),
+    "replaced": replace_by_equal,
+}
+
+
+@pytest.mark.parametrize("name", ["train.npy", "train_masks.npy", "validation.npy", "test.npy"])
+@pytest.mark.parametrize("change", ["inverted", "cut", "removed"])
+def test_a_store_that_is_not_what_was_built_is_never_opened(tmp_path, name, change):
+    store = store_of(tmp_path / "store", decoded())
+    CHANGES[change](tmp_path / "store" / name)
+    with pytest.raises(StoreDamagedError, match="damaged"):
+        PixelStore.open(tmp_path / "store")
+    CHANGES["removed"](store.directory / "store.json")
+    with pytest.raises(StoreDamagedError, match="damaged"):
+        PixelStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [*product(["train.npy", "train_masks.npy"], CHANGES), *product(["train_index.npz"], sorted(CHANGES.keys() - {"inverted"}))],
+)
+def test_what_changed_since_a_store_was_opened_is_told_to_whoever_has_read_it(tmp_path, name, change):
+    """Even where the same lies there again: what was read meanwhile may have been other."""
+    store = store_of(tmp_path / "store", decoded())
+    store.part("train")
+    store.check("train", "validation", "test")
+    CHANGES[change](tmp_path / "store" / name)
+    with pytest.raises(StoreDamagedError, match="changed while it was read"):
+        store.check("train", "validation")
+    with pytest.raises(StoreDamagedError, match="changed while it was read"):
+        store.part("train")
+    store.check("validation", "test")
+    assert len(store.part("validation").labels_N) == 1

@@ -38,8 +38,8 @@ SPACE = SearchSpace(
 OPTIONS = ("--image-size", "32", "--limit", "80", "--seed", "3", "--max-concurrent", "1")
 SAMPLED = ("--samples", "4", "--grace-epochs", "1", "--reduction-factor", "2")
 INJECTED = Path(__file__).parent / "injected"
-_TIMES = ("epoch_seconds", "validation_seconds", "images_per_second")
-_OF_AN_ATTEMPT = ("epoch_seconds_mean", "prefix_seconds", "attempts", "concurrent_trials")
+_TIMES = ("epoch_seconds", "validation_seconds", "images_per_second", "started", "ended")
+_OF_AN_ATTEMPT = ("epoch_seconds_mean", "prefix_seconds", "attempts", "concurrent_trials", "slot")
 _KEYS: Mapping[str, list[str]] = {
     "trials": ["trial_id"],
     "epochs": ["trial_id", "epoch"],

@@ -4,9 +4,12 @@ Every kind of damage to the files of a run is done here. For the cache, for chec
 bytes are in the tests of their own modules.
 """
 
+import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tune_lung.report import main as report
@@ -16,9 +19,12 @@ from tests.faults.damage import DAMAGES
 from tests.faults.search_process import (
     SAMPLED,
     SAMPLED_SPACE,
+    SPACE,
+    SearchProcess,
     assert_as_if_nothing_had_happened,
     begin,
     searched,
+    wait_until,
 )
 
 pytestmark = pytest.mark.faults
@@ -153,3 +159,49 @@ def test_one_part_of_each_table(undisturbed_sampled: Path, tmp_path: Path, table
     # A trial whose own row is lost is not known to have ended: it is drawn again.
     assert ("trained again from" in printed) == (table in {"epochs", "validation_predictions"})
     assert_as_if_nothing_had_happened(run, undisturbed_sampled)
+
+
+def invert_pixels(cache: Path) -> None:
+    """Write other pixels into the files as they lie there: a worker that has mapped them sees them."""
+    for path in cache.glob("stores/*/*.npy"):
+        values = np.load(path, mmap_mode="r+")
+        values[:] = 255 - values
+        values.flush()
+
+
+def cut_images_and_features(cache: Path) -> None:
+    for path in (*cache.glob("stores/*/*.npy"), *cache.glob("features/*/train")):
+        os.truncate(path, 40)
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "space", "before"),
+    [
+        (invert_pixels, SAMPLED, SAMPLED_SPACE, "undisturbed_sampled"),
+        (cut_images_and_features, (), SPACE, "undisturbed"),
+    ],
+    ids=["inverted in the middle of a trial", "cut"],
+)
+def test_a_cache_damaged_while_a_search_runs(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    damage: Callable[[Path], None],
+    options: Sequence[str],
+    space: str,
+    before: str,
+) -> None:
+    """A worker waits where it saves its first network: after one of several epochs where trials are compared, else at its end."""
+    undisturbed: Path = request.getfixturevalue(before)
+    waits, goes_on = tmp_path / "waits", tmp_path / "goes_on"
+    fault = {"do": "wait", "file": "*/.best.*", "at": 1, "once": str(waits), "note": str(goes_on)}
+    begun = begin(tmp_path, *options, "--cache", str(tmp_path / "cache"), space=space)
+    search = SearchProcess.start(*begun, "--max-epochs", "4", fault=fault)
+    wait_until(waits.exists)
+    damage(tmp_path / "cache")
+    goes_on.touch()
+    status, printed = search.end()
+    assert status == 0, printed
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+    if space == SAMPLED_SPACE:
+        assert "damaged_cache: " in printed
+        assert "tried again" in printed

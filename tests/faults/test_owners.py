@@ -143,8 +143,11 @@ def test_a_run_of_a_newer_version_is_refused_and_left_as_it_is(killed: Path) -> 
 def test_a_run_of_version_1_goes_on(killed: Path, undisturbed: Path) -> None:
     """Tables of version 1 have no order, manifests no digest, checkpoints no history: its unfinished trials begin anew."""
     for path in (killed / "trials").glob("*.parquet"):
-        table = pq.read_table(path).drop_columns(["failure_kind", "proposed_order", "ended_order"])
+        lacking = ["failure_kind", "proposed_order", "ended_order", "started", "ended", "slot"]
+        table = pq.read_table(path).drop_columns(lacking)
         pq.write_table(table.replace_schema_metadata({"tune_lung_schema_version": "1"}), path)
+    for path in (killed / "epochs").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["ended"]), path)
     manifest = read_manifest(RunPaths(killed))
     (killed / "run.json").write_text(json.dumps({**manifest, "schema_version": 1}))
     for name in (".run.json.copy", ".owner-1.json"):

@@ -1,15 +1,19 @@
 """Trials that fail, and workers and nodes that go away: each has its sort, its policy, and its count in the ledger."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from tune_lung.results.reader import read_run
 
@@ -154,6 +158,44 @@ def test_ctrl_c_twice_leaves_at_once(tmp_path: Path, undisturbed: Path) -> None:
     assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
 
 
+def searched_on_nodes(folder: Path, nodes: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    """Run a small search on a cluster of such nodes on this machine; a node's `fault` is its own."""
+    command = [sys.executable, "-m", "tune_lung.search", *begin(folder), "--max-epochs", "4", "--max-concurrent", "2"]
+    with TemporaryDirectory(prefix="ray") as short_path:  # pytest's is too long for Ray's sockets
+        return subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("cluster_of.py")), json.dumps(nodes), *command],
+            capture_output=True,
+            text=True,
+            timeout=170,
+            check=False,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": short_path} | environment_of(None),
+        )
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_a_node_that_cannot_read_its_data_costs_no_trial(tmp_path: Path, undisturbed: Path, number: int) -> None:
+    note = str(tmp_path / "refused")
+    waits = {"do": "wait", "file": "*/.last.*", "at": 1, "note": note}  # lest a quick node does it all
+    refuses = {"do": "refuse", "file": "*/train.npy", "errno": number, "note": note}
+    done = searched_on_nodes(tmp_path, [{"num_cpus": 1, "fault": waits}, {"num_cpus": 1, "fault": refuses}])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
+    told = f"unfit_node: its node cannot use a file or folder: {type(OSError(number, '')).__name__}: [Errno {number}]"
+    assert told in done.stdout
+    assert "tried again" in done.stdout
+    assert max(trials_of(tmp_path)["attempts"]) == 2  # never on the same node again
+    assert "127.0.0." not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use this machine's GPU")
+def test_a_gpu_that_torch_cannot_use_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    done = searched_on_nodes(tmp_path, [{"num_cpus": 1, "num_gpus": 1}])
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: No trial can be trained here: its node's GPU cannot be used: Found no NVIDIA driver" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_lost_node_costs_its_trial_nothing(tmp_path: Path, undisturbed: Path) -> None:
     command = [sys.executable, "-m", "tune_lung.search", *begin(tmp_path), "--max-epochs", "4"]
     hangs = tmp_path / "once"
@@ -172,3 +214,19 @@ def test_a_lost_node_costs_its_trial_nothing(tmp_path: Path, undisturbed: Path) 
     assert_as_if_nothing_had_happened(tmp_path / "run", undisturbed)
     assert sorted(trials_of(tmp_path)["attempts"]) == [1, 1, 2]
     assert "its node went away; tried again" in done.stdout or "its worker's process died; tried again" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_search_whose_ray_dies_says_so_and_what_to_do(tmp_path: Path, name: str) -> None:
+    """While nothing is asked of Ray: else its C++ part may end the driver before a word is said, as a kill would."""
+    patient = ("--patience", "100000")
+    search = SearchProcess.start(*begin(tmp_path, "--set", "model=resnet18"), "--max-epochs", "100000", *patient)
+    wait_until(lambda: num_epochs(tmp_path / "run") > 0)
+    children = psutil.Process(search.process.pid).children(recursive=True)
+    next(child for child in children if child.name() == name).kill()
+    status, printed = search.end(timeout=45)
+    assert status == 1, printed
+    assert f"({name}) has died: somebody ended it, or the system did for want of memory." in printed
+    assert f"To go on: --resume {tmp_path / 'run'}" in printed
+    assert not [word for word in ("Traceback", "state-dump", "***", ".cc:") if word in printed], printed
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"

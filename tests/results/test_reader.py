@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -13,10 +14,11 @@ from tune_lung.errors import InputError
 from tune_lung.results import parts
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.reader import read_run
+from tune_lung.results.reader import plain_rows, read_run
 from tune_lung.results.schema import table_schema
 
 from tests.fabricated_run import CLASSES, write_fabricated_run
+from tests.tuned_run import as_version_2, write_tuned_run
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,46 @@ def test_a_part_of_an_older_version_reads_with_nulls(root):
     assert pd.isna(row["train_loss"])
 
 
+def test_decisions_come_in_the_order_in_which_they_were_taken(root):
+    ledger = Ledger(root)
+    numbers = {"za": (4, 1), "zb": (3,), "zc": (2, 5)}
+    for trial_id, own in numbers.items():
+        ledger.write_decisions([{"decision": number, "trial_id": trial_id, "verdict": "continue"} for number in own])
+    decisions = read_run(root).decisions
+    assert decisions["decision"].to_list() == [1, 2, 3, 4, 5]
+    assert decisions["trial_id"].to_list() == ["za", "zc", "zb", "za", "zc"]
+
+
+def test_a_run_of_version_2_has_null_for_what_it_did_not_measure(tmp_path):
+    measured = read_run(write_tuned_run(tmp_path / "run"))
+    run = read_run(as_version_2(tmp_path / "run"))
+    assert run.damaged == ()
+    assert run.manifest["schema_version"] == 2
+    unknown = ["started", "ended", "slot", "concurrent_trials"]  # it held what was asked for
+    assert run.trials[unknown].isna().all(axis=None)
+    assert run.epochs["ended"].isna().all()
+    pd.testing.assert_frame_equal(run.trials.drop(columns=unknown), measured.trials.drop(columns=unknown))
+    assert measured.trials["started"].dtype == pd.DatetimeTZDtype("us", "UTC")
+
+
+def test_a_run_of_version_2_that_goes_on_has_todays_columns_for_pandas_too(tmp_path):
+    root = as_version_2(write_tuned_run(tmp_path / "run"))
+    row = plain_rows(read_run(root).trials)[-1]
+    Ledger.open(root).write_trial(row | {"concurrent_trials": 3, "started": datetime(2026, 1, 1, tzinfo=UTC)})
+    trials = pd.read_parquet(root / "trials").set_index("trial_id")
+    assert len(trials) == 24
+    assert trials[["concurrent_trials", "started"]].dropna().index.to_list() == [row["trial_id"]]
+    assert pd.read_parquet(root / "epochs")["ended"].isna().all()
+
+
+def test_a_damaged_part_of_an_older_version_is_still_named(tmp_path):
+    root = as_version_2(write_tuned_run(tmp_path / "run"))
+    path = sorted((root / "trials").glob("[!s]*.parquet"))[0]
+    path.write_bytes(path.read_bytes()[:-9])
+    Ledger.open(root)
+    assert read_run(root).damaged == (f"trials/{path.name}",)
+
+
 @pytest.mark.parametrize("byte", [b"!", b"\xff"], ids=["another letter", "no letter"])
 def test_a_part_with_a_damaged_column_name_is_passed_over(root, byte):
     path = sorted((root / "epochs").glob("[!s]*.parquet"))[0]
@@ -144,3 +186,23 @@ def test_a_synchronisers_copy_of_a_part_is_no_part_and_is_left_alone(tmp_path: P
     assert run.damaged == ()
     Ledger.open(root, damaged=run.damaged).write_trial({**run.trials.iloc[0][["trial_id", "point_id", "cell", "status"]]})
     assert {copy: copy.read_bytes() for copy in copies} == copies
+
+
+@pytest.mark.parametrize("name", ["{}_1", "A{}", "conflict_{}"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_of_a_part_and_its_copies_under_parts_names_the_part_counts_and_each_row_once(
+    tmp_path: Path, name: str, is_cut: bool
+) -> None:
+    root = write_fabricated_run(tmp_path / "run")
+    before, copies = read_run(root), set()
+    for table in ("trials", "epochs", "predictions", "images"):
+        part = next(path for path in RunPaths(root).parts(table) if path.stem != "schema")
+        copy = part.with_stem(name.format(part.stem))
+        copy.write_bytes(part.read_bytes()[: -40 if is_cut else None])
+        copies.add(f"{table}/{copy.name}")
+    run = read_run(root)
+    assert set(run.damaged) == copies
+    for table in TABLES:
+        pd.testing.assert_frame_equal(getattr(run, table), getattr(before, table))
+    Ledger.open(root, damaged=run.damaged)
+    assert read_run(root).damaged == ()

@@ -13,13 +13,13 @@ EXPECTED = {
         trial_id point_id cell repeat model channels kernel_sizes padding depth base_channels channel_growth first_kernel_size
         frozen_blocks weights batch_size learning_rate optimizer weight_decay learning_rate_schedule label_smoothing
         batch_sampling input augmentation max_epochs patience precision weights_name weights_sha256 trial_seed status stop_reason
-        failure failure_kind attempts proposed_order ended_order epochs_run best_epoch selection_score val_loss val_macro_recall
-        val_micro_recall test_macro_recall test_micro_recall total_params trainable_params mult_adds epoch_seconds_mean
-        prefix_seconds prefix_cached cpus gpus concurrent_trials device
+        failure failure_kind attempts proposed_order ended_order started ended epochs_run best_epoch selection_score val_loss
+        val_macro_recall val_micro_recall test_macro_recall test_micro_recall total_params trainable_params mult_adds
+        epoch_seconds_mean prefix_seconds prefix_cached cpus gpus concurrent_trials slot device
     """,
     "epochs": """
         trial_id epoch train_loss val_loss val_macro_recall val_micro_recall selection_score epoch_seconds validation_seconds
-        images_per_second learning_rate
+        images_per_second learning_rate ended
     """,
     "decisions": "decision trial_id cell rung_epoch value cutoff verdict",
     "images": "image_id path class split group source sha256 excluded_reason",
@@ -45,10 +45,16 @@ def test_lists_and_seeds_have_their_types():
     assert schema.field("trial_seed").type == pa.int64()
 
 
+@pytest.mark.parametrize(("table", "columns"), [("trials", ["started", "ended"]), ("epochs", ["ended"])])
+def test_moments_are_in_utc(table, columns):
+    schema = table_schema(table, CLASSES)
+    assert {schema.field(name).type for name in columns} == {pa.timestamp("us", tz="UTC")}
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_every_column_says_what_it_means_and_every_table_its_version(table):
     schema = table_schema(table, CLASSES)
-    assert schema.metadata == {b"tune_lung_schema_version": b"2"}
+    assert schema.metadata == {b"tune_lung_schema_version": b"3"}
     assert all(meaning.endswith(".") for meaning in column_meanings(schema).values())
 
 

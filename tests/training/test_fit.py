@@ -72,6 +72,13 @@ def test_fit_gives_the_same_numbers_when_resumed_after_epoch_2(
     assert numbers(cut + rest) == numbers(whole)
 
 
+def test_fit_says_which_epochs_it_tells_again(make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_LAST", 0.0)
+    list(islice(fit(make_job(), Checkpoints(tmp_path)), 3))
+    rest = list(fit(make_job(), Checkpoints(tmp_path), known_epochs=1))
+    assert [(result.epoch, result.is_told_again) for result in rest] == [(2, True), (3, True), (4, False)]
+
+
 def test_fit_goes_on_from_the_previous_state_when_the_last_is_damaged(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

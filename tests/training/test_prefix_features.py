@@ -338,3 +338,16 @@ def test_what_a_killed_builder_wrote_is_never_read(frozen_job: MakeJob, tmp_path
         assert torch.equal(again.train_NHWC, undisturbed.train_NHWC)
         assert torch.equal(again.validation_NHWC, undisturbed.validation_NHWC)
     assert not unfinished.exists()
+
+
+def test_on_a_gpu_features_are_named_by_how_it_multiplies_fp32(
+    frozen_job: Callable[..., TrainingJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    on_gpu = replace(frozen_job(precision="fp32"), device=torch.device("cuda"))
+    keys = []
+    for flags in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", flags[0])
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", flags[1])
+        keys.append(features_key(on_gpu))
+    assert keys[0] not in keys[1:]

@@ -1,15 +1,17 @@
 """Going on from a ledger, without Ray: records, studies, rungs."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tune_lung.errors import InputError
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.ranking import best_points, pareto_front, point_means
-from tune_lung.results.reader import read_run
+from tune_lung.results.reader import plain_rows, read_run
 from tune_lung.results.schema import StopReason, TrialStatus
 from tune_lung.strategy import Strategy, parse_objectives
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
@@ -18,8 +20,10 @@ from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.resume import earlier_attempts, replay
 from tune_lung.tuning.search_run import reopen_untestable
+from tune_lung.tuning.trial_record import TrialRecord
 
-from tests.tuned_run import TUNED, setup_of, write_tuned_run
+from tests.tuned_run import TUNED, as_version_2, setup_of, write_tuned_run
+from tests.tuning.conftest import LooksLikeATrial, epoch_result
 
 SPACE = TUNED.with_fixed({"max_epochs": 3})  # as many as the made-up trials have
 RESOURCES = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=1)
@@ -159,3 +163,100 @@ def test_what_is_to_be_tested_and_has_no_good_network_is_trained_again(
         Checkpoints(RunPaths(root).checkpoints(trial_id)).save_best(Checkpoint(tensors={}, state={"epoch": 2}))
     _, _, _, recorder = resumed(root, **changes)
     assert not reopen_untestable(recorder, strategy_of(**changes), setup_of(tmp_path), Ledger.open(root))
+
+
+def test_a_cells_best_trial_whose_checkpoint_is_damaged_is_trained_again(run: Path) -> None:
+    trials = read_run(run).trials
+    cell = trials[(trials["cell"] == "cnn") & trials["status"].isin(["completed", "stopped"])]
+    best = cell.loc[cell["selection_score"].idxmax(), "trial_id"]
+    for path in run.glob("checkpoints/*/best.safetensors"):  # those that are not a cell's best stay as they are
+        if path.parent.name in (best, cell["trial_id"].iloc[0]):
+            path.write_bytes(b"")
+    earlier, _, _, _ = resumed(run)
+    changed = {record.plan.trial_id for record in earlier.records if record.status is TrialStatus.RUNNING}
+    assert changed == {best, *trials.loc[trials["status"] == "running", "trial_id"]}
+
+
+def test_moments_and_slots_come_back_and_a_trial_that_goes_on_keeps_its_first_start(run: Path) -> None:
+    earlier, _, _, recorder = resumed(run)
+    before = read_run(run).trials.set_index("trial_id")
+    assert [record.started for record in earlier.records] == [before.loc[one.plan.trial_id, "started"] for one in earlier.records]
+    goes_on = next(record for record in earlier.records if record.status is TrialStatus.RUNNING)
+    begin(recorder, goes_on)
+    recorder.flush()
+    row = read_run(run).trials.set_index("trial_id").loc[goes_on.plan.trial_id]
+    assert (row["started"], row["attempts"]) == (before.loc[goes_on.plan.trial_id, "started"], 2)
+    assert (row["slot"], row["concurrent_trials"]) == (0, 1)
+
+
+def test_a_trial_that_is_opened_again_has_not_ended_until_it_ends_again(run: Path) -> None:
+    longer = TUNED.with_fixed({"max_epochs": 200})
+    setup = setup_of(run.parent)
+    earlier = earlier_attempts(read_run(run), longer, strategy_of(), setup, is_time_left=True)
+    recorder = Recorder(Ledger.open(run), setup, RESOURCES, earlier=earlier)
+    reopened = next(record for record in earlier.records if record.status is TrialStatus.RUNNING and record.ended is not None)
+    begin(recorder, reopened)
+    row = read_run(run).trials.set_index("trial_id").loc[reopened.plan.trial_id]
+    assert row[["ended", "ended_order"]].isna().all()
+    assert row["started"] == reopened.started
+
+
+def test_a_run_of_version_2_goes_on_and_what_it_did_not_note_stays_null(run: Path) -> None:
+    """The start of a trial that goes on was in the attempt of the older version: nobody knows it."""
+    old = read_run(as_version_2(run))
+    earlier, studies, replayed, recorder = resumed(run)
+    assert len(replayed.unfinished) == 5
+    assert studies.propose() is None
+    goes_on = next(record for record in earlier.records if record.status is TrialStatus.RUNNING)
+    begin(recorder, goes_on)
+    trial = LooksLikeATrial(trial_id=goes_on.plan.trial_id, config={}, last_result=epoch_result(3, 0.5, stop_reason="max_epochs"))
+    recorder.on_trial_result(0, [], trial, trial.last_result)
+    recorder.on_trial_complete(0, [], trial)
+    trials = read_run(run).trials.set_index("trial_id")
+    row = trials.loc[goes_on.plan.trial_id]
+    assert pd.isna(row["started"])
+    assert abs(datetime.now(UTC) - row["ended"]) < timedelta(minutes=1)
+    assert (row["slot"], row["concurrent_trials"]) == (0, 1)
+    others = trials.drop(goes_on.plan.trial_id)
+    assert others[["started", "ended", "slot", "concurrent_trials"]].isna().all(axis=None)
+    assert others["selection_score"].equals(old.trials.set_index("trial_id")["selection_score"].drop(goes_on.plan.trial_id))
+    ended = read_run(run).epochs.query("trial_id == @goes_on.plan.trial_id").sort_values("epoch")["ended"]
+    assert ended.isna().to_list() == [True, True, False]  # the third was trained now
+
+
+def test_a_trial_that_was_stopped_when_the_kill_came_ended_with_its_last_epoch(run: Path) -> None:
+    """Its decision to stop is written, its row is not."""
+    trials, last = read_run(run).trials, datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+    row = plain_rows(trials[trials["status"] == "running"])[0]
+    ledger = Ledger(run)
+    own = {"selection_score": 0.2, "epoch_seconds": 1.0}
+    rows = [own | {"epoch": epoch, "ended": last + timedelta(seconds=epoch)} for epoch in (1, 2, 3)]
+    ledger.write_epochs(row["trial_id"], rows)
+    names = ("trial_id", "cell")
+    ledger.write_decisions(
+        [{name: row[name] for name in names} | {"decision": 1, "rung_epoch": 3, "value": 0.2, "verdict": "stop"}]
+    )
+    earlier, _, _, _ = resumed(run)
+    (settled,) = earlier.settled
+    assert (settled.status, settled.ended) == (TrialStatus.STOPPED, last + timedelta(seconds=3))
+
+
+def begin(recorder: Recorder, record: TrialRecord) -> None:
+    """Let a trial of an earlier attempt start again."""
+    plan = record.plan
+    config = {"cell": plan.cell, "point": plan.trial.columns(), "repeat": plan.repeat, "proposed_order": record.proposed_order}
+    point = {name: value for name, value in config["point"].items() if value is not None}
+    recorder.on_trial_start(0, [], LooksLikeATrial(trial_id=plan.trial_id, config=config | {"point": point}))
+
+
+@pytest.mark.parametrize("kind", ["unfit_node", "damaged_cache", "bad_data", "lost_worker", "lost_node", "hung"])
+@pytest.mark.parametrize("final", ["bug", "diverged", "out_of_memory"])
+def test_what_failed_for_a_cause_outside_of_its_trial_is_tried_again_and_nothing_else(run: Path, kind: str, final: str) -> None:
+    found = read_run(run)
+    first, *others = found.trials.loc[found.trials["status"] == "failed", "trial_id"]
+    kinds = {first: kind} | dict.fromkeys(others, final)
+    found.trials["failure_kind"] = found.trials["trial_id"].map(kinds)
+    earlier = earlier_attempts(found, SPACE, strategy_of(), setup_of(run.parent), is_time_left=True)
+    statuses = {record.plan.trial_id: record.status for record in earlier.records}
+    assert statuses[first] is TrialStatus.RUNNING
+    assert {statuses[trial_id] for trial_id in others} == {TrialStatus.FAILED}

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune_lung.config import PROTOCOLS, RunConfig
+from tune_lung.confined import ConfinedError
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES, Cache, num_workers
-from tune_lung.data.decode import MOST_IMAGE_BYTES, BadImageError, without_pillow_warnings
-from tune_lung.data.exclusion import ExclusionReason
+from tune_lung.data.decode import BadImageError, without_pillow_warnings
+from tune_lung.data.depth import MIXED_DEPTHS, WHITE_OF_8_BITS, Depth, count_whites, whites_of
+from tune_lung.data.exclusion import ExclusionReason, NotReadError
 from tune_lung.data.metadata import metadata_mismatches
 from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
@@ -28,9 +30,9 @@ from tune_lung.data.scan import ImageFile, Scan, scan
 from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
-from tune_lung.files import DamagedFileError, sha256_of_file
 from tune_lung.interrupts import end_process
-from tune_lung.printable import in_one_line
+from tune_lung.option_values import AtLeast1, Place, ReadOption, Size, Whole
+from tune_lung.printable import UnfailingStream, in_one_line
 from tune_lung.threads import Threads
 
 _MOST_LETTERS = 10**6
@@ -48,14 +50,18 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
     Returns:
         The exit status: 0; 2 for what the user can mend, after one line on stderr; 130 after Ctrl-C.
     """
-    options = _parser(program).parse_args(arguments)
-    return exit_status(lambda: _print_lines(options.command(options)))
+    return exit_status(lambda: _run(_parser(program).parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _print_lines(options.command(options))
 
 
 def _print_lines(lines: Iterable[str]) -> int:
+    stream = UnfailingStream(sys.stdout)
     for line in lines:
-        sys.stdout.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
-        sys.stdout.flush()
+        stream.write(f"{in_one_line(line, most=_MOST_LETTERS)}\n")
+        stream.flush()
     return 0
 
 
@@ -71,8 +77,17 @@ def _parser(program: str) -> argparse.ArgumentParser:
     prepared = _add(commands, "prepare", _prepare_lines, "build the pixel store that a search would build")
     for command in (audit, prepared):
         _add_run_options(command)
-    drawn.add_argument("--images", type=int, default=DEFAULT_NUM_IMAGES, metavar="N", help="pictures (default %(default)s)")
-    drawn.add_argument("--seed", type=int, default=0, metavar="N", help="decides every picture (default %(default)s)")
+    drawn.add_argument(
+        "--images",
+        action=ReadOption,
+        kind=AtLeast1,
+        default=DEFAULT_NUM_IMAGES,
+        metavar="N",
+        help="pictures (default %(default)s)",
+    )
+    drawn.add_argument(
+        "--seed", action=ReadOption, kind=Whole, default=0, metavar="N", help="decides every picture (default %(default)s)"
+    )
     return parser
 
 
@@ -83,7 +98,7 @@ def _add(
     text: str,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.add_argument("directory", type=Path, metavar="DIR", help="the data folder")
+    command.add_argument("directory", action=ReadOption, kind=Place, metavar="DIR", help="the data folder")
     command.add_argument("--follow-links", action="store_true", help="follow links that lead out of it")
     command.set_defaults(command=lines)
     return command
@@ -91,17 +106,29 @@ def _add(
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--protocol", choices=PROTOCOLS, default="strict", help="whose split (default %(default)s)")
-    command.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help="side of the images (default %(default)s)")
-    command.add_argument("--limit", type=int, metavar="N", help="images to use, chosen by class (default: all)")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="root seed of the split (default %(default)s)")
+    command.add_argument(
+        "--image-size",
+        action=ReadOption,
+        kind=Whole,
+        default=128,
+        metavar="PIXELS",
+        help="side of the images (default %(default)s)",
+    )
+    command.add_argument(
+        "--limit", action=ReadOption, kind=AtLeast1, metavar="N", help="images to use, chosen by class (default: all)"
+    )
+    command.add_argument(
+        "--seed", action=ReadOption, kind=Whole, default=0, metavar="N", help="root seed of the split (default %(default)s)"
+    )
     command.add_argument("--strict-data", action="store_true", help="stop at a bad file instead of leaving it out")
-    command.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (default: the user's)")
+    command.add_argument("--cache", action=ReadOption, kind=Place, metavar="DIR", help="cache folder (default: the user's)")
     command.add_argument(
         "--cache-size",
-        type=float,
-        default=DEFAULT_SIZE_BYTES / 1e9,
-        metavar="GB",
-        help="bound of the cache (default %(default)g)",
+        action=ReadOption,
+        kind=Size,
+        default=DEFAULT_SIZE_BYTES,
+        metavar="SIZE",
+        help="bound of the cache, such as 5GB (default 20GB)",
     )
 
 
@@ -112,32 +139,51 @@ class _FileReport:
     image: ImageFile
     sha256: str
     form: str
-    """Mode and size as stored; empty for a bad file."""
+    """Mode as stored, and size; empty for a bad file."""
     reason: ExclusionReason | None
+    depth: Depth | None
+    """Of a good image of more than 8 bits."""
     mask_is_good: bool
+    mask_is_unread: bool
+    """Whether the system did not let the mask be read."""
 
 
 def _report(image: ImageFile, reader: GreyReader) -> _FileReport:
-    digest = ""
+    digest, form, reason, depth = "", "", None, None
     try:
         with reader.read(image.path) as grey:
-            form, reason = f"{grey.stored_mode} {grey.image.width}x{grey.image.height}", None
-        digest = sha256_of_file(image.path, most_bytes=MOST_IMAGE_BYTES)
+            digest, form, depth = grey.sha256, f"{grey.stored_mode} {grey.image.width}x{grey.image.height}", grey.depth
     except BadImageError as error:
-        form, reason = "", error.reason
-    except (OSError, DamagedFileError):  # it has changed since it was decoded
-        form, reason = "", ExclusionReason.UNREADABLE
-    return _FileReport(image=image, sha256=digest, form=form, reason=reason, mask_is_good=_is_good(image.mask, reader))
+        reason = error.reason
+    except NotReadError as error:
+        reason = _unreadable(error)
+    mask = ExclusionReason.OTHER_FILE if image.mask is None else _reason_of_mask(image.mask, reader)
+    return _FileReport(
+        image=image,
+        sha256=digest,
+        form=form,
+        reason=reason,
+        depth=depth,
+        mask_is_good=mask is None,
+        mask_is_unread=mask is ExclusionReason.UNREADABLE,
+    )
 
 
-def _is_good(mask: Path | None, reader: GreyReader) -> bool:
-    if mask is None:
-        return False
+def _reason_of_mask(mask: Path, reader: GreyReader) -> ExclusionReason | None:
     try:
         with reader.read(mask):
-            return True
-    except BadImageError:
-        return False
+            return None
+    except BadImageError as error:
+        return error.reason
+    except NotReadError as error:
+        return _unreadable(error)
+
+
+def _unreadable(error: NotReadError) -> ExclusionReason:
+    """Take for the file's what the system says of it, and nothing else, such as a lack of memory."""
+    if isinstance(error.__cause__, MemoryError | ConfinedError):
+        raise error
+    return ExclusionReason.UNREADABLE
 
 
 def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
@@ -151,6 +197,7 @@ def _scan_lines(options: argparse.Namespace) -> Iterator[str]:
             reports.append(report)
             progress("Reading", len(reports), len(found.images))
     yield from _class_lines(found, reports)
+    yield from _depth_lines(reports)
     yield from _exclusion_lines(found, reports)
     yield from _equal_lines(reports)
 
@@ -170,11 +217,29 @@ def _class_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
         )
 
 
+def _depth_lines(reports: Sequence[_FileReport]) -> Iterator[str]:
+    """Say how films of more than 8 bits are scaled, and name those that the common scale leaves near one shade."""
+    good = [report for report in reports if report.reason is None]
+    whites = whites_of(report.depth for report in good)
+    counts = count_whites(whites, [report.depth for report in good])
+    if not counts.keys() - {WHITE_OF_8_BITS}:
+        return
+    yield "white, as stored: " + ", ".join(f"{white} in {count} images" for white, count in counts.items())
+    if len(counts) > 1:
+        yield "a mixture of depths, each with its own white"
+    far = sorted(report.image.relative for report in good if whites.is_far_below(report.depth))
+    if far:
+        yield f"a mixture of depths under one white, or dark films: {len(far)} images reach a quarter of it at most"
+        yield from (f"    {relative}" for relative in far)
+
+
 def _exclusion_lines(found: Scan, reports: Sequence[_FileReport]) -> Iterator[str]:
     named: dict[ExclusionReason, list[str]] = defaultdict(list)
     for report in reports:
         if report.reason is not None:
             named[report.reason].append(report.image.relative)
+        if report.mask_is_unread and report.image.mask is not None:
+            named[ExclusionReason.UNREADABLE].append(f"{report.image.mask.relative_to(found.root)} (mask)")
     for item in found.excluded:
         named[item.reason].append(item.relative)
     yield f"{sum(map(len, named.values()))} files left out"
@@ -196,6 +261,7 @@ def _equal_lines(reports: Sequence[_FileReport]) -> Iterator[str]:
 
 def _audit_lines(options: argparse.Namespace) -> Iterator[str]:
     """Describe a folder as `scan` does, then what preparing it decides."""
+    _run_config(options)  # what is refused is refused before the images are read
     yield from _scan_lines(options)
     with _prepared(options) as data:
         used = data.images[data.images["split"].notna()]
@@ -230,15 +296,21 @@ def _prepare_lines(options: argparse.Namespace) -> Iterator[str]:
             yield _SYNTHETIC_LINE
         reasons = Counter(data.images["excluded_reason"].dropna())
         yield ", ".join(f"{store.num_images[split]} {split}" for split in SPLITS) + f" images at {store.image_size} pixels"
+        if store.num_far_below_white:
+            yield f"{store.num_far_below_white} of them {MIXED_DEPTHS}"
         yield f"{sum(store.num_masks.values())} of them have a lung mask"
         yield f"{reasons.total()} files left out" + "".join(f", {count} {reason}" for reason, count in sorted(reasons.items()))
         yield f"Store: {data.store}" if options.cache_size else "Cache size 0: the store was built, checked and removed."
 
 
+def _run_config(options: argparse.Namespace) -> RunConfig:
+    return RunConfig(protocol=options.protocol, image_size=options.image_size, seed=options.seed)
+
+
 @contextmanager
 def _prepared(options: argparse.Namespace) -> Iterator[PreparedData]:
-    run = RunConfig(protocol=options.protocol, image_size=options.image_size, seed=options.seed)
-    with Cache.open(options.cache, round(options.cache_size * 1e9)) as cache, _progress() as progress:
+    run = _run_config(options)
+    with Cache.open(options.cache, options.cache_size) as cache, _progress() as progress:
         data = prepare(
             options.directory,
             run=run,

@@ -18,10 +18,9 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +28,7 @@ from typing import Any, Self
 import platformdirs
 from filelock import FileLock, Timeout
 
+from tune_lung.data.cache_content import proven_files
 from tune_lung.data.cache_proof import (
     KINDS,
     LOCKS,
@@ -41,7 +41,6 @@ from tune_lung.data.cache_proof import (
     is_idle_lock,
     is_lock,
     key_of,
-    listed_files,
     listing_of,
     mark,
     memory_of,
@@ -50,6 +49,7 @@ from tune_lung.data.cache_proof import (
     size_of,
     write_listing,
 )
+from tune_lung.data.exclusion import NotReadError
 from tune_lung.errors import InputError, NoRoomError, is_no_room
 from tune_lung.files import DamagedFileError, places, sha256_of_file, write_json_with_digest
 from tune_lung.threads import Threads
@@ -299,12 +299,17 @@ class Digests:
             progress: Told how many files of how many are done.
 
         Returns:
-            64 hexadecimal digits by name; None for one that cannot be read, is no regular file, or larger than any that is used.
+            64 hexadecimal digits by name; None for one that is no regular file, or larger than any that is used.
+
+        Raises:
+            NotReadError: One cannot be read.
         """
         path, remembered = self._remembered()
         stamps = {name: _stamp(path) for name, path in files.items()}
-        known = {
-            name: remembered[name][1] for name, stamp in stamps.items() if name in remembered and remembered[name][0] == stamp
+        known = {  # None was once remembered of what could not be read, too
+            name: remembered[name][1]
+            for name, stamp in stamps.items()
+            if name in remembered and remembered[name][0] == stamp and remembered[name][1] is not None
         }
         new = [name for name in files if name not in known]
         now_ns = time.time_ns()
@@ -316,10 +321,21 @@ class Digests:
                     progress(done, len(new))
         if new:
             # A file changed a moment ago may change again without a new time: it is read again at the next start.
-            settled = {name: [stamp, known[name]] for name, stamp in stamps.items() if _is_settled(stamp, now_ns)}
+            unsettled = {name for name in new if _stamp(files[name]) != stamps[name]}
+            settled = {
+                name: [stamp, known[name]]
+                for name, stamp in stamps.items()
+                if _is_settled(stamp, now_ns) and name not in unsettled
+            }
             folder_in(path.parent.parent, path.parent.name)
             write_json_with_digest(path, {"files": remembered | settled}, lasts=False)
         return {name: known[name] for name in files}
+
+    def forget(self) -> None:
+        """Read every file again at the next start: one was not what was remembered of it."""
+        path, remembered = self._remembered()
+        if remembered:
+            write_json_with_digest(path, {"files": {}}, lasts=False)
 
     def _remembered(self) -> tuple[Path, dict[str, Any]]:
         """Read what is remembered, and from where; the next place serves where something else than ours has this one."""
@@ -348,12 +364,9 @@ def content_key(content: Mapping[str, object] | Sequence[object]) -> str:
 
 def _stamp(path: Path) -> list[int] | None:
     try:
-        return _stamp_of(path.stat())
+        status = path.stat()
     except OSError:
         return None
-
-
-def _stamp_of(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
@@ -364,8 +377,10 @@ def _is_settled(stamp: list[int] | None, now_ns: int) -> bool:
 def _digest(path: Path) -> str | None:
     try:
         return sha256_of_file(path, most_bytes=_MOST_BYTES_TO_HASH)
-    except (OSError, DamagedFileError):
+    except (DamagedFileError, IsADirectoryError):
         return None
+    except OSError as error:
+        raise NotReadError(error.strerror or str(error)) from error
 
 
 def _check_size(size_bytes: int) -> None:
@@ -431,27 +446,8 @@ def _passes(folder: Path, check: Callable[[Path], object]) -> bool:
 
 
 def _is_whole(folder: Path, check: Callable[[Path], object]) -> bool:
-    """Whether an entry's listed files are there, byte for byte as they were built; what else lies there is no matter.
-
-    They are read once in a process, and after a change.
-    """
-    listing = listing_of(folder)
-    if listing is None:
-        return False
-    try:
-        files = listed_files(folder, listing)
-        if files.keys() != listing.keys() or not _passes(folder, check):
-            return False
-        stamp = tuple((name, listing[name], *_stamp_of(files[name])) for name in sorted(files))
-        return _is_as_listed(folder, stamp)
-    except OSError:
-        return False
-
-
-@lru_cache(maxsize=256)
-def _is_as_listed(folder: Path, stamp: Sequence[tuple[str, str, Hashable]]) -> bool:
-    """Whether files have their SHA-256; the answer belongs to these sizes and times."""
-    return all(sha256_of_file(folder / name) == sha256 for name, sha256, *_ in stamp)
+    """Whether an entry's listed files are there, byte for byte as they were built; what else lies there is no matter."""
+    return listing_of(folder) is not None and _passes(folder, check) and proven_files(folder) is not None
 
 
 def _is_locked(path: Path) -> bool:

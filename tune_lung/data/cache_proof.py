@@ -41,7 +41,7 @@ def _unfinished_files(files: str) -> str:
 
 
 KINDS: Mapping[str, str] = {
-    "stores": r"decoded/(pixels|masks)?|images\.parquet|(train|validation|test)(\.npy|_masks\.npy|_index\.npz)"
+    "stores": r"decoded/((deep_)?(pixels|masks))?|images\.parquet|(train|validation|test)(\.npy|_masks\.npy|_index\.npz)"
     rf"|store\.json|\.store\.json\.{_HEX}",
     "features": _FEATURES,
     "phantoms": rf"SYNTHETIC\.txt|\.SYNTHETIC\.txt\.{_HEX}|(?P<name>[^/]+)/((images|masks)/((?P=name)-[0-9]+\.png)?)?",

@@ -29,8 +29,8 @@ MAX_CHAIN_SHARE = 0.02
 """Largest share of a class that pairs may chain together; a longer chain says that its images are alike, not copies."""
 
 
-def thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Shrink a grey image to the 32 x 32 pixels that duplicates are found by, whatever size the trials use."""
+def thumbnail(image: Image.Image) -> npt.NDArray[np.uint8 | np.float32]:
+    """Shrink a grey image, mode L or F, to the 32 x 32 pixels that duplicates are found by, whatever size the trials use."""
     size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP))
 

@@ -1,6 +1,34 @@
-"""Why a file found in an image folder is no image of the data."""
+"""Why a file found in an image folder is no image of the data; and what is no reason for that, and ends the reading."""
 
 from enum import StrEnum
+from typing import Self
+
+from tune_lung.errors import InputError
+
+
+class NotReadError(InputError):
+    """A file could not be read, or memory ran out meanwhile: that says nothing of its content, and no file is left out for it."""
+
+    def __init__(self, cause: str) -> None:
+        """Say what happened, without the name of the file."""
+        super().__init__(
+            f"A file of the data could not be read: {cause.rstrip('.')}. That says nothing of what is in it, so it is not left"
+            " out, and nothing was kept. Mend it and start again; `python -m tune_lung.data scan DIR` names files that cannot be"
+            " read."
+        )
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        """Say how it is made again by another process, such as the driver of a node's worker."""
+        return type(self), (self.cause,)
+
+
+class ChangedError(NotReadError):
+    """A file is another one than a moment ago."""
+
+    def __init__(self, cause: str = "it changed meanwhile") -> None:
+        """Say so."""
+        super().__init__(cause)
 
 
 class ExclusionReason(StrEnum):
@@ -35,7 +63,7 @@ class ExclusionReason(StrEnum):
     TOO_COSTLY = "too_costly"
     """To decode it takes more time or memory than any radiograph does."""
     UNSUPPORTED_PIXELS = "unsupported_pixels"
-    """Numbers without a known range: floats, or integers beyond 16 bits."""
+    """Numbers without a known range: floats, or integers below zero."""
     LIMIT = "limit"
     """A good file left aside by `--limit`."""
 

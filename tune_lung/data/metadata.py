@@ -4,6 +4,7 @@ A table says itself how many cells it has, and its reader takes memory for them 
 reads it.
 """
 
+import hashlib
 import json
 import os
 import zipfile
@@ -16,8 +17,9 @@ from typing import Any
 from python_calamine import CalamineWorkbook
 
 from tune_lung.confined import Answer, Confined, ConfinedError
+from tune_lung.data.exclusion import NotReadError
 from tune_lung.data.scan import IMAGE_SUFFIXES, Scan
-from tune_lung.files import read_regular_file
+from tune_lung.files import DamagedFileError, read_regular_file
 
 _MOST_BYTES = 200_000_000
 """Size of the largest table that is read, packed and unpacked: the release's largest takes 2 MB for 10,000 rows."""
@@ -38,12 +40,17 @@ class ClassMetadata:
     """Whether the table could be read."""
     sources: dict[str, str | None]
     """Source by file name, without ending and in small letters: Normal's rows are written NORMAL-1 for Normal-1.png."""
+    sha256: str | None
+    """Digest of the bytes that were read; None where its reader did not come back, or it is no file, or has too many."""
 
 
 def metadata_file(root: Path, class_name: str) -> Path | None:
     """Find a class's table, beside its folder."""
     path = root / f"{class_name}.metadata.xlsx"
-    is_inside = path.is_file() and path.resolve().is_relative_to(root.resolve())  # a link may lead anywhere
+    try:
+        is_inside = path.is_file() and path.resolve().is_relative_to(root.resolve())  # a link may lead anywhere
+    except OSError:  # the class's own name is as long as names may be
+        return None
     return path if is_inside else None
 
 
@@ -61,6 +68,9 @@ def read_tables(paths: Mapping[str, Path]) -> dict[str, ClassMetadata]:
     Returns:
         Their rows by the same name; `readable` is False, and there are none, where a file is damaged, takes too much time or
         memory, or has no column of names.
+
+    Raises:
+        NotReadError: The system could not read a file.
     """
     with Confined(__name__) as child:
         return {name: _read_in_child(child, path) for name, path in paths.items()}
@@ -74,21 +84,36 @@ def _read_in_child(child: Confined, path: Path) -> ClassMetadata:
             cpu_seconds=_CPU_SECONDS,
             most_bytes=_MOST_SOURCES_BYTES,
         )
-    except ConfinedError:
-        return ClassMetadata(readable=False, sources={})
-    return ClassMetadata(readable=answer["readable"], sources=json.loads(content))
+    except ConfinedError as error:
+        if error.from_outside:
+            raise NotReadError(f"the process that reads tables came to an end ({str(error).rstrip('.')})") from error
+        return ClassMetadata(readable=False, sources={}, sha256=None)
+    if "trouble" in answer:
+        raise NotReadError(answer["trouble"])
+    return ClassMetadata(readable=answer["readable"], sources=json.loads(content), sha256=answer["sha256"])
 
 
 def answer(question: Mapping[str, Any]) -> Answer:
-    """Answer as a confined child: whether the table `path` is `readable`, and its sources by name as JSON."""
+    """Answer as a confined child: whether the table `path` is `readable`, its `sha256`, and its sources by name as JSON.
+
+    Of one that the system did not let be read, the `trouble`.
+    """
     try:
         content = read_regular_file(Path(question["path"]), most_bytes=_MOST_BYTES)
+    except DamagedFileError:
+        return {"readable": False, "sha256": None}, b"{}"
+    except OSError as error:
+        return {"trouble": error.strerror}, b""
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
         _require_table_size(content)
         with CalamineWorkbook.from_filelike(BytesIO(content)) as book:
             rows = book.get_sheet_by_index(0).to_python()
-        return {"readable": True}, json.dumps(_sources(rows)).encode()
+        return {"readable": True, "sha256": sha256}, json.dumps(_sources(rows)).encode()
+    except MemoryError:
+        raise
     except Exception:  # a damaged table can raise anything, and must not stop a search
-        return {"readable": False}, b"{}"
+        return {"readable": False, "sha256": sha256}, b"{}"
 
 
 def _require_table_size(content: bytes) -> None:
@@ -116,10 +141,14 @@ def _name_key(name: str) -> str:
     return (stem if suffix.lower() in IMAGE_SUFFIXES else name).casefold()
 
 
-def sources_by_path(found: Scan) -> dict[str, str | None]:
+def tables_of(found: Scan) -> dict[str, ClassMetadata]:
+    """Read the tables of a scan's classes, by the class's name, as `read_tables` does."""
+    return read_tables({name: path for name in found.classes if (path := metadata_file(found.root, name)) is not None})
+
+
+def sources_by_path(found: Scan, tables: Mapping[str, ClassMetadata]) -> dict[str, str | None]:
     """Give the source of every image of a scan, by its relative path; None where no table tells."""
-    tables = {name: path for name in found.classes if (path := metadata_file(found.root, name)) is not None}
-    sources = {name: table.sources for name, table in read_tables(tables).items()}
+    sources = {name: table.sources for name, table in tables.items()}
     return {image.relative: sources.get(image.class_name, {}).get(_name_key(image.path.name)) for image in found.images}
 
 
@@ -139,7 +168,7 @@ class MetadataMismatch:
 
 def metadata_mismatches(found: Scan) -> list[MetadataMismatch]:
     """Compare every class that has a table with it."""
-    tables = read_tables({name: path for name in found.classes if (path := metadata_file(found.root, name)) is not None})
+    tables = tables_of(found)
     own_by_class: dict[str, set[str]] = {name: set() for name in tables}
     for image in found.images:
         if image.class_name in own_by_class:

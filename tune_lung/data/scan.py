@@ -4,19 +4,24 @@ A class is a folder directly under the root. Its images lie in it (`CLASS/*.png`
 release, or deeper. Folders named `masks` hold lung masks under the names of the images; what starts with a dot is passed over.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm"})
 SYNTHETIC_MARK = "SYNTHETIC.txt"
 """A file of this name in the root says that the images are phantoms, not radiographs of people."""
+_NO_CLASSES = frozenset({"masks", "lost+found"})
+"""Folders in the root that are no classes; the second is the file system's own, and closed."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MOST_LEVELS_TOO_HIGH = 3
 _SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
@@ -103,7 +108,7 @@ def _class_folders(root: Path) -> list[Path]:
             f"{root} holds a folder whose name is not UTF-8 or has control characters. Rename it: class names are written into"
             " tables."
         )
-    return sorted((path for path in folders if path.name.casefold() != "masks"), key=lambda path: path.name)
+    return sorted((path for path in folders if path.name.casefold() not in _NO_CLASSES), key=lambda path: path.name)
 
 
 def _check_classes(root: Path, names: Sequence[str], *, num_outside: int) -> None:
@@ -116,7 +121,40 @@ def _check_classes(root: Path, names: Sequence[str], *, num_outside: int) -> Non
             f"{root} is already split ({', '.join(names)}). Give one folder per class; tune_lung splits by its own rules."
         )
     if len(names) == 1:
-        raise InputError(f"{root} holds one class only ('{names[0]}'). Give a folder with at least two class folders.")
+        inside = _folder_of_classes(root)
+        hint = f" Did you mean {inside}?" if inside else ""
+        raise InputError(f"{root} holds one class only ('{names[0]}'). Give a folder with at least two class folders.{hint}")
+
+
+def _folder_of_classes(root: Path) -> Path | None:
+    """Find the folder inside another that holds one folder per class, as where an archive's own folder was not named."""
+    level = [root]
+    for _ in range(_MOST_LEVELS_TOO_HIGH):
+        level = [folder for parent in level for folder in _folders_in(parent)]
+        for folder in level:
+            classes = [inner for inner in _folders_in(folder) if _holds_images(inner) or _holds_images(inner / "images")]
+            if len(classes) > 1:
+                return folder
+    return None
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder that may be those of classes, the first hundred."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    plain = (path for path in sorted(found) if path.name.casefold() not in ("images", "masks") and _is_plain(path.name))
+    return list(islice(plain, 100))
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(_has_image_name(entry.name) for entry in entries)
+    except OSError:
+        return False
 
 
 def _is_plain(name: str) -> bool:
@@ -131,11 +169,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def _no_file(entry: os.DirEntry[str]) -> ExclusionReason | None:
+    """Tell why something is no file; None for one."""
     try:
-        return entry.is_file()
-    except OSError:
-        return False
+        if entry.is_file():
+            return None
+    except OSError as error:
+        return ExclusionReason.BROKEN_LINK if error.errno == errno.ELOOP else ExclusionReason.UNREADABLE
+    return ExclusionReason.BROKEN_LINK if entry.is_symlink() else ExclusionReason.NOT_A_FILE
 
 
 def _has_image_name(name: str) -> bool:
@@ -148,6 +189,7 @@ class _ClassWalk:
 
     root: Path
     class_name: str
+    folder: Path
     follow_links: bool
     images: list[ImageFile] = field(default_factory=list)
     excluded: list[Excluded] = field(default_factory=list)
@@ -158,7 +200,7 @@ class _ClassWalk:
 
     @classmethod
     def of(cls, folder: Path, root: Path, *, follow_links: bool) -> "_ClassWalk":
-        walk = cls(root=root.resolve(), class_name=folder.name, follow_links=follow_links)
+        walk = cls(root=root.resolve(), class_name=folder.name, folder=folder, follow_links=follow_links)
         if folder.is_symlink() and walk.leads_outside(folder):
             walk.exclude(folder.name, ExclusionReason.OUTSIDE_LINK)
             return walk
@@ -232,11 +274,11 @@ class _ClassWalk:
     def take_file(self, entry: os.DirEntry[str], relative: str) -> None:
         if not _has_image_name(entry.name):
             self.exclude(relative, ExclusionReason.OTHER_FILE)
-        elif _is_file(entry):
+        elif (reason := _no_file(entry)) is None:
             path = Path(entry.path)
             self.images.append(ImageFile(path=path, relative=relative, class_name=self.class_name, mask=None))
         else:
-            self.exclude(relative, ExclusionReason.BROKEN_LINK if entry.is_symlink() else ExclusionReason.NOT_A_FILE)
+            self.exclude(relative, reason)
 
     def exclude(self, relative: str, reason: ExclusionReason) -> None:
         readable = _CONTROL.sub("\ufffd", os.fsencode(relative).decode("utf-8", "replace"))
@@ -244,7 +286,7 @@ class _ClassWalk:
 
     def with_masks(self) -> list[ImageFile]:
         """Pair every image with the mask of its name, or of its name with another ending."""
-        masks = {parent: _masks_by_name(folder) for parent, folder in self.mask_folders.items()}
+        masks = {parent: self.masks_by_name(folder) for parent, folder in self.mask_folders.items()}
         return [self.with_mask(image, masks) for image in self.images] if masks else self.images
 
     def with_mask(self, image: ImageFile, masks: dict[Path, dict[str, Path]]) -> ImageFile:
@@ -253,11 +295,17 @@ class _ClassWalk:
         mask = own.get(image.path.name, own.get(image.path.stem))
         return ImageFile(path=image.path, relative=image.relative, class_name=image.class_name, mask=mask)
 
-
-def _masks_by_name(folder: Path) -> dict[str, Path]:
-    try:
-        files = [entry for entry in os.scandir(folder) if _has_image_name(entry.name) and _is_file(entry)]
-    except OSError:
-        return {}
-    paths = [Path(entry.path) for entry in sorted(files, key=lambda entry: entry.name)]
-    return {path.stem: path for path in paths} | {path.name: path for path in paths}
+    def masks_by_name(self, folder: Path) -> dict[str, Path]:
+        """List the masks of a folder by name, with ending and without."""
+        relative = f"{self.class_name}/{folder.relative_to(self.folder)}"
+        files = []
+        try:
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                reason = _no_file(entry) if _has_image_name(entry.name) else ExclusionReason.OTHER_FILE
+                if reason is None:
+                    files.append(Path(entry.path))
+                elif reason is ExclusionReason.UNREADABLE:
+                    self.exclude(f"{relative}/{entry.name}", reason)
+        except OSError:
+            self.exclude(relative, ExclusionReason.UNREADABLE)
+        return {path.stem: path for path in files} | {path.name: path for path in files}

@@ -18,11 +18,13 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung.config import Split
+from tune_lung.data.cache_content import ProvenFiles, proven_files
+from tune_lung.data.depth import WHITE_OF_8_BITS
 from tune_lung.errors import InputError
 from tune_lung.files import DamagedFileError, check_regular_file, plain_json, read_regular_file, write_text_whole
 from tune_lung.shapes import Count, ListOf, Number, Text, require_shape
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Raised whenever the same images would be stored differently: decoding, resizing, grouping, splitting, layout."""
 _DESCRIPTION = "store.json"
 _MOST_DESCRIPTION_BYTES = 16 * 2**20
@@ -32,7 +34,7 @@ OpenPart: TypeAlias = Literal["train", "validation"]
 
 
 class StoreDamagedError(InputError):
-    """A pixel store that is missing, incomplete or of another version."""
+    """A pixel store that is missing, not what was built, changed while it was read, or of another version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class _StoreShape(TypedDict):
     train_deviation: Number
     num_images: dict[Split, Count]
     num_masks: dict[Split, Count]
+    whites: dict[str, Count]
+    mask_whites: dict[str, Count]
+    num_far_below_white: Count
 
 
 _SHAPE = TypeAdapter(_StoreShape)
@@ -91,35 +96,47 @@ class PixelStore:
     """Images of each part."""
     num_masks: Mapping[Split, int]
     """Images of each part that have a mask."""
+    whites: Mapping[str, int]
+    """Images by the number, in their files, that has become 255; that is 255 itself for images of 8 bits."""
+    mask_whites: Mapping[str, int]
+    """The same of masks."""
+    num_far_below_white: int
+    """Images that use so little of their scale that they are near one shade: the data mix depths."""
+    files: ProvenFiles
+    """What lay in its folder when it was opened."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Open a store, checking that its files are there in full length.
+        """Open a store, checking that its files are what was built.
 
         Args:
-            directory: The store's folder.
+            directory: The store's folder, an entry of the cache.
 
         Returns:
             The store; pixels are mapped when a part is asked for.
 
         Raises:
-            StoreDamagedError: A file is missing or short, or the store is another version's.
+            StoreDamagedError: A file is not there or not what was built, or the store is another version's.
         """
+        files = proven_files(directory)
         path = directory / _DESCRIPTION
+        if files is None:
+            raise StoreDamagedError(_damaged_text(directory))
         try:
             content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
             described = require_shape(_SHAPE, content)
             sizes = {name: (directory / name).stat().st_size for name in described["files"]}
         except (OSError, ValueError) as error:
             raise StoreDamagedError(_damaged_text(directory)) from error
-        if described["version"] != STORE_VERSION or sizes != described["files"]:
+        if described["version"] != STORE_VERSION or sizes != described["files"] or not files.are_unchanged([_DESCRIPTION]):
             raise StoreDamagedError(_damaged_text(directory))
-        return cls(directory=directory, classes=tuple(described["classes"]), **_fields(described))
+        return cls(directory=directory, classes=tuple(described["classes"]), files=files, **_fields(described))
 
     def part(self, name: OpenPart) -> Part:
-        """Map the images for training or validation.
+        """Map the images for training or validation; whoever has read them asks `check` whether they were right.
 
         Raises:
+            StoreDamagedError: They are not those that were built.
             ValueError: The name is another one; the test images are sealed.
         """
         if name not in ("train", "validation"):
@@ -130,11 +147,21 @@ class PixelStore:
         """Map the sealed test images: for evaluation alone, after the search."""
         return self._read("test")
 
+    def check(self, *names: Split) -> None:
+        """See that all that was read of some parts since the store was opened was right.
+
+        Raises:
+            StoreDamagedError: A file of theirs has changed since then, or is gone.
+        """
+        if not self.files.are_unchanged([file for name in names for file in _files_of(name)]):
+            raise StoreDamagedError(f"The pixel store {self.directory} changed while it was read.")
+
     def _read(self, name: Split) -> Part:
+        self.check(name)
         masks = self.directory / f"{name}_masks.npy"
         try:
             with _opened_index(self.directory / f"{name}_index.npz") as index:
-                return Part(
+                part = Part(
                     pixels_NHW=_mapped(self.directory / f"{name}.npy"),
                     masks_NHW=_mapped(masks) if masks.exists() else None,
                     has_mask_N=index["has_mask"],
@@ -143,6 +170,13 @@ class PixelStore:
                 )
         except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile) as error:
             raise StoreDamagedError(_damaged_text(self.directory)) from error
+        self.check(name)
+        return part
+
+
+def _files_of(name: Split) -> tuple[str, str, str]:
+    """Name the files of one part; the masks' may not be there."""
+    return f"{name}.npy", f"{name}_masks.npy", f"{name}_index.npz"
 
 
 def _opened_index(path: Path) -> Any:
@@ -167,7 +201,7 @@ def _fields(described: "_StoreShape") -> dict[str, Any]:
 
 
 def _damaged_text(directory: Path) -> str:
-    return f"The pixel store {directory} is damaged or of another version. Start the search again: it is rebuilt."
+    return f"The pixel store {directory} is damaged or of another version. It is built again when the search goes on."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +218,12 @@ class DecodedImages:
     """Indices into the classes."""
     image_ids: Sequence[str]
     """Their ids."""
+    whites: Mapping[int, int]
+    """Images by the stored number that has become 255."""
+    mask_whites: Mapping[int, int]
+    """The same of masks."""
+    num_far_below_white: int
+    """Images that use so little of their scale that they are near one shade."""
 
 
 def write_store(
@@ -200,6 +240,8 @@ def write_store(
     """
     image_size = images.pixels_MHW.shape[1]
     digest = hashlib.sha256(json.dumps([list(classes), image_size]).encode())
+    if {*images.whites, *images.mask_whites} - {WHITE_OF_8_BITS}:  # what it was before there were others, where there are none
+        digest.update(json.dumps([images.whites, images.mask_whites], sort_keys=True).encode())
     num_images: dict[str, int] = {}
     num_masks: dict[str, int] = {}
     for name in ("train", "validation", "test"):
@@ -226,6 +268,9 @@ def write_store(
         "train_deviation": deviation,
         "num_images": num_images,
         "num_masks": num_masks,
+        "whites": images.whites,
+        "mask_whites": images.mask_whites,
+        "num_far_below_white": images.num_far_below_white,
     }
     write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1), lasts=False)  # a store can be built again
 

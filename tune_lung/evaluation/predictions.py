@@ -13,6 +13,7 @@ from tune_lung.config import Precision
 from tune_lung.data.store import Part
 from tune_lung.models.inputs import InputTransform
 from tune_lung.models.precision import autocast
+from tune_lung.models.transfer import to_device
 from tune_lung.results.schema import probability_column
 
 
@@ -21,8 +22,8 @@ def input_batches(part: Part, transform: InputTransform, *, batch_size: int, dev
     pixels_NHW, masks_NHW = stored_tensors(part, transform)
     for start in range(0, len(part.labels_N), batch_size):
         chosen = slice(start, start + batch_size)
-        masks = None if masks_NHW is None else masks_NHW[chosen].to(device, non_blocking=True)
-        yield transform.normalise(transform.brightness(pixels_NHW[chosen].to(device, non_blocking=True), masks))
+        masks = None if masks_NHW is None else to_device(masks_NHW[chosen], device)
+        yield transform.normalise(transform.brightness(to_device(pixels_NHW[chosen], device), masks))
 
 
 def stored_tensors(part: Part, transform: InputTransform) -> tuple[Tensor, Tensor | None]:

@@ -26,7 +26,7 @@ from tune_lung.files import (
 )
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.manifest import MOST_MANIFEST_BYTES, require_manifest
-from tune_lung.results.parts import DamagedPartError, SharedParts, read_part, write_part
+from tune_lung.results.parts import DamagedPartError, SharedParts, bring_up_to_date, read_part, write_part
 from tune_lung.results.schema import ALLOWED_WORDS, table_schema
 from tune_lung.shapes import WrongShapeError
 
@@ -91,6 +91,8 @@ class Ledger:
         for table in TABLES:
             if not ledger._is_whole(table, ledger.paths.schema_part(table).stem):
                 ledger._write_part(ledger.paths.schema_part(table), ledger._schema(table).empty_table())
+            for found in ledger.paths.parts(table):
+                bring_up_to_date(found, ledger._schema(table), check_writer=check_writer)
         return ledger
 
     def begin(self, manifest: Mapping[str, Any]) -> None:

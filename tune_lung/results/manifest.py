@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung import __version__
-from tune_lung.config import Protocol, RunConfig, WeightsKind
+from tune_lung.config import DeviceKind, Precision, Protocol, RunConfig, WeightsKind
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.schema import SCHEMA_VERSION
 from tune_lung.shapes import DISTINCT, AttemptNumber, Count, ListOf, Text, require_shape
@@ -30,6 +30,7 @@ Outcome = Literal["running", "completed", "interrupted", "failed"]
 MOST_MANIFEST_BYTES = 4 * 2**20
 """Size of the largest manifest that is read: thousands of attempts at a search of thousands of cells."""
 
+_MOST_KINDS_TOLD = 3
 _RECORDED_PACKAGES = ("ray", "torch", "torchvision", "optuna", "numpy", "pillow", "pyarrow")
 
 
@@ -85,6 +86,17 @@ class SearchSettings(TypedDict):
     """Which checkpoints stay."""
 
 
+class Numerics(TypedDict):
+    """What the numbers of an attempt's trials hang on beside what they are: the same trial gives others under another."""
+
+    device: DeviceKind
+    """Where they are computed; GPUs of several models count as one kind."""
+    threads: Annotated[int, Field(ge=1, lt=2**31)]
+    """Threads of torch, of each trial."""
+    precision: Precision
+    """Number format of the networks' arithmetic."""
+
+
 class _AttemptShape(TypedDict):
     """What belongs to one attempt."""
 
@@ -95,6 +107,10 @@ class _AttemptShape(TypedDict):
     started_utc: _Moment
     ended_utc: _Moment | None
     status: Outcome
+    numerics: NotRequired[Numerics]
+    """Since version 3 of the tables."""
+    allow_other_numbers: NotRequired[bool]
+    """Whether it might compute otherwise than the attempt before."""
 
 
 class _OpeningShape(TypedDict):
@@ -166,6 +182,7 @@ def new_manifest(
     data: DataFacts,
     weights: Mapping[str, Mapping[str, str | None]],
     settings: SearchSettings | None = None,
+    numerics: Numerics | None = None,
 ) -> dict[str, Any]:
     """Describe a run that starts now.
 
@@ -179,6 +196,7 @@ def new_manifest(
         data: The images.
         weights: Kind, name and sha256 of each ResNet's weights, by model.
         settings: What else belongs to the search; None for all images there are, bad files left out.
+        numerics: How its trials are computed; None where that is not known.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -199,7 +217,7 @@ def new_manifest(
             "counts": dict(data.counts),
         },
         "weights": {model: dict(source) for model, source in weights.items()},
-        **_beginning(1, arguments),
+        **_beginning(1, arguments, numerics),
         "earlier_attempts": [],
         "test_openings": [],
     }
@@ -213,6 +231,8 @@ def resumed(
     space: SearchSpace,
     strategy: Strategy,
     settings: SearchSettings,
+    numerics: Numerics | None = None,
+    allow_other_numbers: bool = False,
 ) -> dict[str, Any]:
     """Return the manifest of a run that goes on now; what it said of the attempt before is kept in `earlier_attempts`.
 
@@ -223,8 +243,12 @@ def resumed(
         space: What is tried: the same but for a larger budget.
         strategy: How it is searched: the same but for more samples, repeats or time.
         settings: What else belongs to the search.
+        numerics: How its trials are computed from now on; None where that is not known.
+        allow_other_numbers: Whether that may be otherwise than before.
     """
-    before = {name: manifest[name] for name in _beginning(1, ())}
+    names = _AttemptShape.__annotations__
+    before = {name: value for name, value in manifest.items() if name in names}
+    kept = {name: value for name, value in manifest.items() if name not in names}
     grown = {
         "schema_version": SCHEMA_VERSION,
         "space": space.as_json(),
@@ -233,11 +257,33 @@ def resumed(
         "settings": dict(settings),
     }
     earlier = [*manifest.get("earlier_attempts", ()), before]
-    return {**manifest, **grown, **_beginning(attempt, arguments), "earlier_attempts": earlier}
+    said = {"allow_other_numbers": True} if allow_other_numbers else {}
+    return {**kept, **grown, **_beginning(attempt, arguments, numerics), **said, "earlier_attempts": earlier}
 
 
-def _beginning(attempt: int, arguments: Sequence[str]) -> dict[str, Any]:
+def note_of_other_numbers(manifest: Mapping[str, Any]) -> str | None:
+    """Say in a sentence that not all trials of a run were computed alike, where that was allowed; None where they were."""
+    attempts = [*manifest.get("earlier_attempts", ()), manifest]
+    first_by_kind: dict[str, int] = {}
+    for number, attempt in enumerate(attempts, start=1):
+        first_by_kind.setdefault(_told(attempt.get("numerics")), attempt.get("attempt", number))  # some numbers were never used
+    if len(first_by_kind) == 1 or not any(attempt.get("allow_other_numbers") for attempt in attempts):
+        return None
+    told = [f"{kind} from attempt {number} on" for kind, number in first_by_kind.items()]
+    more = f", and {len(told) - _MOST_KINDS_TOLD} more" if len(told) > _MOST_KINDS_TOLD else ""
+    return f"Not all trials were computed alike (--allow-other-numbers): {'; '.join(told[:_MOST_KINDS_TOLD])}{more}."
+
+
+def _told(numerics: Numerics | None) -> str:
+    if numerics is None:
+        return "not known how"
+    threads = f"{numerics['threads']} thread{'s' if numerics['threads'] > 1 else ''} a trial"
+    return f"on {'CPUs' if numerics['device'] == 'cpu' else 'GPUs'} with {threads} in {numerics['precision']}"
+
+
+def _beginning(attempt: int, arguments: Sequence[str], numerics: Numerics | None) -> dict[str, Any]:
     """Say what belongs to one attempt."""
+    known = {} if numerics is None else {"numerics": dict(numerics)}
     return {
         "command": [_without_folder(argument) for argument in arguments],
         "attempt": attempt,
@@ -246,6 +292,7 @@ def _beginning(attempt: int, arguments: Sequence[str]) -> dict[str, Any]:
         "started_utc": utc_now(),
         "ended_utc": None,
         "status": "running",
+        **known,
     }
 
 

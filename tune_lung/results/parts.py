@@ -38,6 +38,8 @@ _LEAST_DECODED, _MOST_GROWTH = 2**20, 64
 _LEAST_MEMORY, _MEMORY_GROWTH = 2**29, 16
 """The same of a child that decodes one."""
 _LEAST_CPU_SECONDS, _BYTES_PER_CPU_SECOND = 20, 2**22
+_MEASURED_SINCE = {"concurrent_trials": "started"}
+"""Columns that versions before 3 filled with what was asked for, each with one that came when it was measured first."""
 
 _log = logging.getLogger(__name__)
 _child, _reading = Confined(__name__), threading.Lock()
@@ -60,7 +62,7 @@ def read_part(path: Path, schema: pa.Schema) -> pa.Table:
 
     Args:
         path: The part.
-        schema: The table's columns; those that a part of an older version lacks are null.
+        schema: The table's columns; those that a part of an older version lacks, or did not measure, are null.
 
     Raises:
         DamagedPartError: The bytes are not those of a part that was written.
@@ -159,6 +161,21 @@ def _most_decoded(num_bytes: int) -> int:
     return _LEAST_DECODED + _MOST_GROWTH * num_bytes
 
 
+def bring_up_to_date(path: Path, schema: pa.Schema, *, check_writer: CheckWriter = anyone_may_write) -> None:
+    """Give a part of an older version today's columns: pandas reads a folder by the columns of the first part it meets.
+
+    A damaged part is left to whoever reads it; `check_writer` as in `whole_file`.
+    """
+    try:
+        if pq.read_schema(path).names == schema.names:
+            return
+    except (pa.ArrowException, OSError):
+        return
+    content, damaged = read_parts([path], schema)
+    if not damaged:
+        write_part(path, content, check_writer=check_writer)
+
+
 class SharedParts:
     """One table's parts, for the one process that writes them."""
 
@@ -225,7 +242,7 @@ class SharedParts:
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Bring a part of an older version to today's columns: those it lacks are null."""
+    """Bring a part of an older version to today's columns: those it lacks, or did not measure, are null."""
     if table.schema.equals(schema):
         return table
     names = table.column_names
@@ -234,6 +251,7 @@ def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     is_renamed = bool(lacking and unknown) and table.schema.metadata == schema.metadata
     if is_renamed or len(set(names)) < len(names):
         raise pa.ArrowInvalid(f"the columns {', '.join(names)}")
+    lacking |= {name for name, measured_with in _MEASURED_SINCE.items() if measured_with in lacking}
     columns = [
         pa.nulls(len(table), field.type) if field.name in lacking else table[field.name].cast(field.type) for field in schema
     ]

@@ -1,5 +1,6 @@
 """Reading a run's tables: as pandas frames, damaged parts passed over and named."""
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tune_lung.errors import InputError
 from tune_lung.printable import in_one_line
 from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
+from tune_lung.results.manifest import note_of_other_numbers
 from tune_lung.results.parts import read_parts
 from tune_lung.results.row_rules import has_good_rows, trials_of
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
@@ -67,6 +69,12 @@ class Run:
         """Whether the images are phantoms: its numbers say nothing of medicine."""
         return bool(self.manifest["data"]["synthetic"])
 
+    @property
+    def notes_of_numbers(self) -> list[str]:
+        """Say, where not all trials were computed alike, that they were not; every report tells it."""
+        note = note_of_other_numbers(self.manifest)
+        return [] if note is None else [note]
+
 
 def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:
     """Read a run, finished or not.
@@ -96,12 +104,23 @@ def read_run(root: Path, *, only: Container[str] = TABLES) -> Run:
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Turn a table's rows into JSON values by column name; what is null is left out."""
-    rows = [
-        {str(name): value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
+    """Turn a table's rows into plain values by column name, moments among them; what is null is left out."""
+    rows = [{str(name): _plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
     return [{name: value for name, value in row.items() if isinstance(value, list) or not pd.isna(value)} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+
+
+def in_order_of_proposal(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """List the rows of a table `trials`, as `plain_rows` gives them, in the order in which the trials were proposed.
+
+    Trials of runs that did not note it come last, by their ids.
+    """
+    return sorted(plain_rows(trials), key=lambda row: (row.get("proposed_order", math.inf), row["trial_id"]))
 
 
 def _read_table(name: str, parts_found: Sequence[Path], classes: Sequence[str], damaged: list[str]) -> pd.DataFrame:
@@ -114,7 +133,7 @@ def _read_table(name: str, parts_found: Sequence[Path], classes: Sequence[str], 
             del found[path]
         table = pa.concat_tables([schema.empty_table(), *found.values()])
     damaged += [f"{name}/{path.name}" for path in bad]
-    frame: pd.DataFrame = _by_trial(table).to_pandas(types_mapper=_NULLABLE.get)
+    frame: pd.DataFrame = _ordered(table).to_pandas(types_mapper=_NULLABLE.get)
     return frame
 
 
@@ -130,6 +149,10 @@ def _bad_parts(name: str, found: Mapping[Path, pa.Table], classes: Sequence[str]
     return bad
 
 
-def _by_trial(table: pa.Table) -> pa.Table:
-    """Order rows by trial, those of one trial as they were written: which trials share a part is an accident."""
-    return table.take(pc.sort_indices(table["trial_id"])) if "trial_id" in table.column_names else table
+def _ordered(table: pa.Table) -> pa.Table:
+    """Order rows: decisions as they were taken; others by trial, those of one as they were written.
+
+    Which trials share a part is an accident.
+    """
+    order = next((name for name in ("decision", "trial_id") if name in table.column_names), None)
+    return table if order is None else table.take(pc.sort_indices(table[order]))

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from tune_lung.results.layout import PART_NAME
 from tune_lung.results.parts import DamagedPartError
-from tune_lung.results.schema import ALLOWED_WORDS, probability_column
+from tune_lung.results.schema import ALLOWED_WORDS, MOMENT, probability_column
+from tune_lung.shapes import FIRST_MOMENT, LAST_MOMENT
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "trials": ("trial_id",),
@@ -36,6 +37,7 @@ _NEVER_NULL: Mapping[str, tuple[str, ...]] = {
 _COUNTED_FROM_1 = ("epoch", "best_epoch", "rung_epoch", "decision", "attempts")
 _MAY_BE_NEGATIVE = ("trial_seed", "train_loss", "val_loss", "selection_score", "value", "cutoff", "lung_share")
 _MOST_SECONDS = 1e9
+_FIRST, _LAST = (pa.scalar(moment, MOMENT) for moment in (FIRST_MOMENT, LAST_MOMENT))
 _LONGEST_NAME = 100
 _OUTSIDE = r"\A/|(\A|/)\.\.(/|\z)"
 
@@ -80,7 +82,7 @@ def require_rows(table: str, rows: pa.Table, classes: Sequence[str]) -> None:
 def trials_of(table: str, rows: pa.Table) -> list[str]:
     """List what a part of a table has rows of: trials by their ids, the run itself as `run`, images as `images`."""
     if table == "images":
-        return ["images"]
+        return ["images"] if len(rows) else []  # the part without rows has none
     return [trial or "run" for trial in rows["trial_id"].unique().to_pylist()]
 
 
@@ -100,6 +102,8 @@ def _require_values(field: pa.Field, values: pa.ChunkedArray) -> None:
         _require(_all(pc.less_equal(pc.binary_length(values), _LONGEST_NAME)), name, "is too long")
     elif name == "path":
         _require(not _any(pc.match_substring_regex(values, _OUTSIDE)), name, "leads out of the image folder")
+    elif pa.types.is_timestamp(kind):
+        _require(_all(pc.and_(pc.greater_equal(values, _FIRST), pc.less(values, _LAST))), name, "is no moment of a search")
     elif pa.types.is_floating(kind):
         _require(_all(pc.is_finite(values)), name, "is not finite")
         if "seconds" in name:

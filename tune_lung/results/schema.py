@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tune_lung.config import FIELD_TYPES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of all tables and of the manifest."""
 
 
@@ -41,7 +41,9 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"
     """A loss or a score was not finite."""
     BAD_DATA = "bad_data"
-    """A node has other images than the driver, or a damaged pixel store."""
+    """A node has other images than the driver."""
+    DAMAGED_CACHE = "damaged_cache"
+    """Stored images or features were damaged, or changed while they were read."""
     OUT_OF_MEMORY = "out_of_memory"
     """The device's memory, or the node's, was too small."""
     LOST_WORKER = "lost_worker"
@@ -50,6 +52,8 @@ class FailureKind(StrEnum):
     """The worker's node went away."""
     HUNG = "hung"
     """Nothing moved for longer than `--hang-timeout`."""
+    UNFIT_NODE = "unfit_node"
+    """The node cannot use its GPU, its data, its disk or a part of the installation, as others can."""
     BUG = "bug"
     """Anything else."""
 
@@ -87,6 +91,7 @@ def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
 
 
 _TEXT, _COUNT, _LARGE, _NUMBER, _FLAG = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
+MOMENT = pa.timestamp("us", tz="UTC")
 _CONFIG_TYPES = {str: _TEXT, int: _COUNT, float: _NUMBER, tuple: pa.list_(_COUNT)}
 
 _TRIAL_ID = _column("trial_id", _TEXT, "The trial: one point trained once with one seed.")
@@ -109,11 +114,16 @@ _TRIALS = (
     _column("stop_reason", _TEXT, "patience, max_epochs, asha, median, time or failure; null while running."),
     _column("failure", _TEXT, "One line on why the trial failed; null otherwise."),
     _column(
-        "failure_kind", _TEXT, "diverged, bad_data, out_of_memory, lost_worker, lost_node, hung or bug; null unless it failed."
+        "failure_kind",
+        _TEXT,
+        "diverged, bad_data, damaged_cache, out_of_memory, lost_worker, lost_node, unfit_node, hung or bug; null unless it"
+        " failed.",
     ),
     _column("attempts", _COUNT, "How often the trial was started."),
     _column("proposed_order", _LARGE, "Place of its proposal among all proposals and ends of trials of the run, from 1."),
     _column("ended_order", _LARGE, "Place of its end among the same; null while running."),
+    _column("started", MOMENT, "When a worker was first ready for it, UTC; null where none ever was."),
+    _column("ended", MOMENT, "When it ended last, UTC; null while running."),
     _column("epochs_run", _COUNT, "Epochs trained."),
     _column("best_epoch", _COUNT, "Epoch, from 1, whose checkpoint was kept."),
     _column("selection_score", _NUMBER, "The kept epoch's score on validation: it alone ranks trials."),
@@ -130,7 +140,10 @@ _TRIALS = (
     _column("prefix_cached", _FLAG, "Whether the trial trained on stored features of its frozen prefix."),
     _column("cpus", _NUMBER, "CPUs of the trial."),
     _column("gpus", _NUMBER, "GPUs of the trial."),
-    _column("concurrent_trials", _COUNT, "Trials that the run held at the same time at most."),
+    _column(
+        "concurrent_trials", _COUNT, "Trials of the run that ran at the same time as it at most, itself included, as counted."
+    ),
+    _column("slot", _COUNT, "Where it ran last: the lowest number, from 0, that no other running trial of the run had then."),
     _column("device", _TEXT, "What it was trained on, such as cpu or the GPU's name."),
 )
 
@@ -146,6 +159,7 @@ _EPOCHS = (
     _column("validation_seconds", _NUMBER, "Seconds of the validation pass."),
     _column("images_per_second", _NUMBER, "Training images a second."),
     _column("learning_rate", _NUMBER, "Learning rate of the epoch."),
+    _column("ended", MOMENT, "When its validation pass ended, UTC, counted back from the report that told of it."),
 )
 
 _DECISIONS = (

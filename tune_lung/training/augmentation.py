@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tune_lung.config import Augmentation
+from tune_lung.models.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,12 @@ class Augmenter:
         scale_N = 1 + uniform_N5[:, 1] * self.zoom
         cos_N, sin_N = torch.cos(angle_N) * scale_N, torch.sin(angle_N) * scale_N
         shift_N2 = uniform_N5[:, 2:4] * 2 * self.shift
-        rows = (cos_N * mirror_N, -sin_N, shift_N2[:, 0], sin_N * mirror_N, cos_N, shift_N2[:, 1])
-        theta_N23 = torch.stack(rows, dim=1).view(-1, 2, 3).to(images_N1HW.device)
+        gain_N = 1 + uniform_N5[:, 4] * self.contrast
+        rows = (cos_N * mirror_N, -sin_N, shift_N2[:, 0], sin_N * mirror_N, cos_N, shift_N2[:, 1], gain_N)
+        draws_N7 = to_device(torch.stack(rows, dim=1), images_N1HW.device)
+        theta_N23, gain_N111 = draws_N7[:, :6].reshape(-1, 2, 3), draws_N7[:, 6].reshape(-1, 1, 1, 1)
         grid = functional.affine_grid(theta_N23, list(images_N1HW.shape), align_corners=False)
         moved_N1HW = functional.grid_sample(images_N1HW, grid, align_corners=False)
-        gain_N111 = (1 + uniform_N5[:, 4] * self.contrast).view(-1, 1, 1, 1).to(images_N1HW.device)
         mean_N111 = moved_N1HW.mean(dim=(1, 2, 3), keepdim=True)
         return ((moved_N1HW - mean_N111) * gain_N111 + mean_N111).clamp(0, 1)
 

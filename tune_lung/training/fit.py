@@ -6,6 +6,7 @@ Shapes: N images, K classes.
 import math
 import time
 from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -21,6 +22,7 @@ from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_r
 from tune_lung.evaluation.predictions import predict_logits
 from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
+from tune_lung.models.transfer import to_device
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TimePart
 from tune_lung.shapes import built_from_json
@@ -43,7 +45,7 @@ TrialEnd: TypeAlias = Literal["patience", "max_epochs", "time"]
 """Why a trial ends by itself."""
 
 _VALIDATION_LOGITS = "validation.logits"
-_ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints")
+_ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints", "is_told_again")
 """What a result tells once; all else of it is kept with the state to go on from, and told again after a kill."""
 
 
@@ -96,6 +98,8 @@ class EpochResult(EpochNumbers):
     """Where the time since the result before went; empty without a stopwatch."""
     damaged_checkpoints: tuple[str, ...] = ()
     """Checkpoints that were passed over when the trial went on, such as `last`; told with its first result."""
+    is_told_again: bool = False
+    """Whether the epoch was trained before the trial went on."""
 
 
 _HISTORY = TypeAdapter(list[EpochNumbers])
@@ -139,6 +143,7 @@ def fit(
 
     Raises:
         DivergedError: A training or validation loss is not finite.
+        InputError: Stored images or features are damaged, or changed while they were read; no epoch that read them was given.
     """
     stopwatch = stopwatch or StoppedStopwatch()
     with stopwatch.measure(TimePart.START):
@@ -152,12 +157,13 @@ def fit(
     saved_at = time.monotonic()
     for epoch in range(state.epochs_done + 1, job.trial.max_epochs + 1):
         learning_rate = _set_learning_rate(state.optimizer, job.trial, epoch)
-        started = time.perf_counter()
-        train_loss = _train_epoch(job, inputs, state.optimizer, epoch, note_progress, stopwatch)
-        trained = time.perf_counter()
-        with stopwatch.measure(TimePart.EVALUATION):
-            validation = _validate(job, inputs, epoch)
-        validated = time.perf_counter()
+        with _of_unchanged(inputs):
+            started = time.perf_counter()
+            train_loss = _train_epoch(job, inputs, state.optimizer, epoch, note_progress, stopwatch)
+            trained = time.perf_counter()
+            with stopwatch.measure(TimePart.EVALUATION):
+                validation = _validate(job, inputs, epoch)
+            validated = time.perf_counter()
 
         if state.stopping.is_best(epoch, validation.score):
             with stopwatch.measure(TimePart.CHECKPOINT):
@@ -167,7 +173,8 @@ def fit(
             epoch=epoch,
             train_loss=train_loss,
             val_loss=validation.loss,
-            **validation.recalls,
+            val_macro_recall=validation.recalls["val_macro_recall"],
+            val_micro_recall=validation.recalls["val_micro_recall"],
             selection_score=validation.score,
             epoch_seconds=trained - started,
             validation_seconds=validated - trained,
@@ -190,6 +197,17 @@ def fit(
         yield replace(result, seconds_by_part=stopwatch.take())
         if stop_reason:
             return
+
+
+@contextmanager
+def _of_unchanged(inputs: Inputs) -> Iterator[None]:
+    """Let an epoch's numbers, or what failed in it, count only if all that it read was right; nothing of it is kept before."""
+    try:
+        yield
+    except Exception:
+        inputs.check()
+        raise
+    inputs.check()
 
 
 @dataclass
@@ -249,7 +267,7 @@ def _results_again(state: _State, trial: TrialConfig, known_epochs: int) -> Iter
     for row in state.history[first - 1 :]:
         ends = {"stop_reason": stop_reason if row["epoch"] == state.epochs_done else None}
         once = {"kept_logits_NK": state.take_found_logits(), "damaged_checkpoints": state.take_damaged()}
-        yield EpochResult(**(row | ends | once), seconds_by_part={})
+        yield EpochResult(**(row | ends | once), seconds_by_part={}, is_told_again=True)
 
 
 def _save(state: _State, checkpoints: Checkpoints, epoch: int) -> Tensor | None:
@@ -289,7 +307,7 @@ def _train_epoch(
     for indices in batches:
         with stopwatch.measure(TimePart.STORE):
             batch = inputs.train_batch(indices, augmentation_draws)
-            labels_of_batch_N = inputs.train_labels_N[indices.to(job.device, non_blocking=True)]
+            labels_of_batch_N = inputs.train_labels_N[to_device(indices, job.device)]
         with stopwatch.measure(TimePart.STEP):
             with autocast(job.device, trial.precision):
                 logits_NK = inputs.module(batch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tune_lung.evaluation.predictions import input_batches, stored_tensors
 from tune_lung.models.network import Network
+from tune_lung.models.transfer import to_device
 from tune_lung.training.augmentation import AUGMENTERS
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import PrefixFeatures, open_prefix_features, settle_prefix
@@ -36,6 +37,9 @@ class Inputs(Protocol):
     def validation_batches(self) -> Iterator[Tensor]:
         """Give the validation images in their order, on the device."""
 
+    def check(self) -> None:
+        """See that all batches given so far were right, and raise an InputError where what they came from has changed."""
+
 
 class ImageInputs:
     """Every pass computes the whole network."""
@@ -48,6 +52,7 @@ class ImageInputs:
         self.train_labels_N = torch.from_numpy(job.train.labels_N).to(job.device)
         self._device, self._transform = job.device, job.transform()
         self._validation = job.validation
+        self.check = job.check_images
         pixels_NHW, masks_NHW = stored_tensors(job.train, self._transform)
         self._pixels_NHW = _near(pixels_NHW, job.device)
         self._masks_NHW = None if masks_NHW is None else _near(masks_NHW, job.device)
@@ -75,6 +80,7 @@ class FeatureInputs:
         self.train_labels_N = torch.from_numpy(job.train.labels_N).to(job.device)
         self.prefix_seconds: float | None = features.seconds
         self._device, self._features = job.device, features
+        self.check = features.check
         self._train_NHWC = _near(features.train_NHWC, job.device)
 
     def train_batch(self, indices: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG002 - nothing is augmented here
@@ -88,18 +94,26 @@ class FeatureInputs:
 
 def _near(values: Tensor, device: torch.device) -> Tensor:
     """Put what batches are taken from onto the GPU if it has room to spare, else leave it mapped where it lies."""
-    if device.type != "cuda" or values.nbytes > _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+    if device.type != "cuda" or not bytes_kept_on_gpu(values.nbytes, free_bytes=torch.cuda.mem_get_info(device)[0]):
         return values
     return values.to(device)
 
 
+def bytes_kept_on_gpu(num_bytes: int, *, free_bytes: int) -> int:
+    """Count what of the training images or features lies on a GPU with so much free memory: all or nothing."""
+    return num_bytes if num_bytes <= _SHARE_OF_FREE_MEMORY * free_bytes else 0
+
+
 def _rows(values: Tensor, indices: Tensor, device: torch.device) -> Tensor:
     """Take rows onto the device; no step waits for the one before."""
-    return values[indices.to(values.device, non_blocking=True)].to(device, non_blocking=True)
+    return to_device(values[to_device(indices, values.device)], device)
 
 
 def open_inputs(job: TrainingJob, network: Network, *, is_resumed: bool) -> Inputs:
-    """Choose the cheapest inputs that give the same numbers, and make a random frozen prefix ready.
+    """Choose the cheapest inputs, and make a random frozen prefix ready.
+
+    On the CPU all give the same numbers, bit for bit. On a GPU they may differ by a rounding: features are computed in batches of
+    another size, for which other kernels may be taken.
 
     Args:
         job: The trial.

@@ -44,6 +44,14 @@ class TrainingJob:
         """The validation images."""
         return self.store.part("validation")
 
+    def check_images(self) -> None:
+        """See that all that was read of the training and validation images was right.
+
+        Raises:
+            StoreDamagedError: They have changed since the store was opened.
+        """
+        self.store.check("train", "validation")
+
     def transform(self) -> InputTransform:
         """Make the way from stored pixels to the network's input."""
         return InputTransform.for_trial(

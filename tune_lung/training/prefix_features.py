@@ -1,10 +1,11 @@
 """Prefix features: what a frozen prefix gives for every image, computed once and kept on the node.
 
 Under `strict` a frozen prefix is a pure function of the image, so its output is the same in every epoch, and in every
-trial with the same weights, depth, size, input, data and precision. An entry of the cache holds it for the training and
-the validation images, in the number format of the arithmetic; for the test images there is none. A random prefix's
-batch-norm statistics, set once by a pass over the training images, lie in the same entry. A deeper prefix begins with every
-shallower one, so its features are computed from those that are there.
+trial with the same weights, depth, size, input, data, precision and arithmetic: bit for bit on the CPU, and on a GPU up to a
+rounding, for which kernel computes an image there hangs on the images beside it. An entry of the cache holds it for the
+training and the validation images, in the number format of the arithmetic; for the test images there is none. A random
+prefix's batch-norm statistics, set once by a pass over the training images, lie in the same entry. A deeper prefix begins with
+every shallower one, so its features are computed from those that are there.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -29,13 +30,15 @@ from typing_extensions import TypedDict
 
 from tune_lung.config import Precision, ResNetConfig
 from tune_lung.data.cache import Cache, content_key
+from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError
 from tune_lung.evaluation.predictions import input_batches
 from tune_lung.files import check_regular_file, check_safetensors_file, plain_json, read_regular_file
 from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
 from tune_lung.models.network import Network, network_outline
-from tune_lung.models.precision import autocast
+from tune_lung.models.precision import arithmetic_of, autocast
+from tune_lung.models.transfer import to_device
 from tune_lung.shapes import Amount, Count, require_shape
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_gain import prefix_gain
@@ -52,6 +55,7 @@ _STATISTICS = "statistics.safetensors"
 _MOST_DESCRIPTION_BYTES = 2**20
 _MOST_STATISTICS_BYTES = 2**28
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DAMAGED = "Stored prefix features are damaged or of another version."
 _ROOM_TO_LEAVE = 0.05
 """Share of the disk that features never take."""
 
@@ -59,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 class FeaturesDamagedError(InputError):
-    """Stored features that are missing, incomplete or of another version."""
+    """Stored features that are missing, not what was built, changed while they were read, or of another version."""
 
 
 class _ShapesShape(TypedDict):
@@ -94,35 +98,46 @@ class PrefixFeatures:
     """The prefix's batch-norm statistics, by name."""
     seconds: float
     """What computing them took, whoever did it."""
+    files: ProvenFiles
+    """What lay in their entry when it was opened."""
+
+    def check(self) -> None:
+        """See that all that was read of them was right.
+
+        Raises:
+            FeaturesDamagedError: A file has changed since they were opened, or is gone.
+        """
+        if not self.files.are_unchanged():
+            raise FeaturesDamagedError("Stored prefix features changed while they were read.")
 
     def batches(self, part: OpenPart, *, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """Yield a part's features in the order of its images, features_NCHW, channels last in memory."""
         stored_NHWC = self.train_NHWC if part == "train" else self.validation_NHWC
         for features_NHWC in stored_NHWC.split(batch_size):  # type: ignore[no-untyped-call]
-            yield features_NHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            yield to_device(features_NHWC, device).permute(0, 3, 1, 2)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open an entry, checking that its files are there in full length.
+        """Open an entry, checking that its files are what was built; whoever has read them asks `check` whether they were right.
 
         Raises:
-            FeaturesDamagedError: A file is missing or short, or the entry is another version's.
+            FeaturesDamagedError: A file is not there or not what was built, or the entry is another version's.
         """
+        files, content = proven_files(folder), _described(folder)
+        if files is None:
+            raise FeaturesDamagedError(_DAMAGED)
         try:
-            path = folder / _DESCRIPTION
-            content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
-            content = require_shape(_SHAPE, content)
-            sizes = {name: (folder / name).stat().st_size for name in content["files"]}
-            if content["version"] != FEATURES_VERSION or sizes != content["files"]:
-                raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
-            return cls(
+            opened = cls(
                 train_NHWC=_mapped(folder, "train", content),
                 validation_NHWC=_mapped(folder, "validation", content),
                 statistics=_statistics(folder / _STATISTICS),
                 seconds=content["seconds"],
+                files=files,
             )
         except (OSError, ValueError, SafetensorError) as error:
-            raise FeaturesDamagedError("Stored prefix features are damaged or of another version.") from error
+            raise FeaturesDamagedError(_DAMAGED) from error
+        opened.check()
+        return opened
 
 
 def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures | None:
@@ -146,7 +161,7 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
             _KIND,
             features_key(job),
             build=lambda directory: _build(job, network, cache, directory),
-            check=PrefixFeatures.open,
+            check=_described,
         )
     except NoRoomError as error:
         _log.warning("Training goes on without prefix features: %s", error)
@@ -161,7 +176,7 @@ def features_key(job: TrainingJob) -> str:
 
 def has_features(job: TrainingJob, cache: Cache) -> bool:
     """Say whether a cache holds the features of a trial's prefix already."""
-    return cache.has(_KIND, features_key(job), check=PrefixFeatures.open)
+    return cache.has(_KIND, features_key(job), check=_described)
 
 
 def features_bytes(job: TrainingJob) -> int:
@@ -216,7 +231,7 @@ def _content(job: TrainingJob) -> dict[str, Any]:
     return {
         "version": FEATURES_VERSION,
         "torch": torch.__version__,
-        "device": "cpu" if job.device.type == "cpu" else torch.cuda.get_device_name(job.device),
+        "device": arithmetic_of(job.device),
         "model": network.model,
         "frozen_blocks": network.frozen_blocks,
         "start": weights.sha256 or f"random {job.network_seed}",
@@ -237,6 +252,8 @@ def _build(job: TrainingJob, network: Network, cache: Cache, folder: Path) -> No
     source = _source(job, network.prefix, statistics, cache)
     parts: tuple[OpenPart, ...] = ("train", "validation")
     shapes = {part: _write_part(folder / part, source, part, job) for part in parts}
+    source.check()
+    job.check_images()  # the statistics may come from them
     save_file(statistics, folder / _STATISTICS)
     description = {
         "version": FEATURES_VERSION,
@@ -256,19 +273,22 @@ class _Source:
     """Give a part's images, or the features of a shallower prefix, (N, C, H, W) on the device."""
     stages: nn.Module
     """What is still to be computed of the prefix."""
+    check: Callable[[], None]
+    """See that all batches given so far were right."""
 
 
 def _source(job: TrainingJob, prefix: nn.Module, statistics: Mapping[str, Tensor], cache: Cache) -> _Source:
     """Start from the deepest shallower prefix whose features the cache holds, else from the images."""
     for blocks, shallower in _shallower_prefixes(job):
-        folder = cache.found(_KIND, features_key(shallower), check=PrefixFeatures.open)
+        folder = cache.found(_KIND, features_key(shallower), check=_described)
         features = None if folder is None else PrefixFeatures.open(folder)
         if features is not None and all(torch.equal(statistics[name], own) for name, own in features.statistics.items()):
             return _Source(
                 batches=partial(features.batches, batch_size=_BATCH_SIZE, device=job.device),
                 stages=stages_after_blocks(prefix, blocks),
+                check=features.check,
             )
-    return _Source(batches=partial(_image_batches, job), stages=prefix)
+    return _Source(batches=partial(_image_batches, job), stages=prefix, check=job.check_images)
 
 
 def _shallower_prefixes(job: TrainingJob) -> Iterator[tuple[int, TrainingJob]]:
@@ -302,9 +322,27 @@ def _statistics(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def _described(folder: Path) -> _FeaturesShape:
+    """Read what an entry says of itself, checking that its files are there in full length.
+
+    Raises:
+        FeaturesDamagedError: A file is missing or short, or the entry is another version's.
+    """
+    path = folder / _DESCRIPTION
+    try:
+        content = plain_json(read_regular_file(path, most_bytes=_MOST_DESCRIPTION_BYTES), name=path.name)
+        described: _FeaturesShape = require_shape(_SHAPE, content)
+        sizes = {name: (folder / name).stat().st_size for name in described["files"]}
+    except (OSError, ValueError) as error:
+        raise FeaturesDamagedError(_DAMAGED) from error
+    if described["version"] != FEATURES_VERSION or sizes != described["files"]:
+        raise FeaturesDamagedError(_DAMAGED)
+    return described
+
+
 def _mapped(folder: Path, part: OpenPart, content: _FeaturesShape) -> Tensor:
     shape, dtype = content["shapes"][part], _DTYPES[content["precision"]]
     check_regular_file(folder / part)
     if math.prod(shape) * dtype.itemsize != (folder / part).stat().st_size:  # to read behind a file's end ends the process
-        raise FeaturesDamagedError("Stored prefix features are damaged or of another version.")
+        raise FeaturesDamagedError(_DAMAGED)
     return torch.from_file(str(folder / part), shared=False, size=math.prod(shape), dtype=dtype).view(shape)

@@ -1,14 +1,24 @@
 """The device, threads and memory of one Ray worker."""
 
 import ctypes
-import math
 import os
 
 import torch
 
+from tune_lung.config import torch_threads
+from tune_lung.models.precision import multiply_fp32_as_it_is
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Of glibc's malloc.h."""
 _NEVER_TRIM = -1
+
+GPU_CONTEXT_BYTES = 600_000_000
+"""What a process takes of a GPU beside what torch counts: the driver's context, and the kernels of torch and its libraries. An
+assumption, on the large side; tests/device measures it."""
+
+
+class UnusableGpuError(RuntimeError):
+    """Ray has given a GPU that torch cannot use."""
 
 
 def claim_device(*, cpus: float, gpus: float) -> torch.device:
@@ -22,15 +32,25 @@ def claim_device(*, cpus: float, gpus: float) -> torch.device:
         The device to compute on.
 
     Raises:
-        RuntimeError: A GPU was asked for and torch sees none.
+        UnusableGpuError: A GPU was asked for, and torch cannot use it.
     """
-    torch.set_num_threads(max(1, math.floor(cpus)))
+    torch.set_num_threads(torch_threads(cpus))
     if gpus == 0:
         keep_freed_memory()
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError("A GPU was given to this trial, but torch sees none: check its driver and torch's CUDA version.")
+        raise UnusableGpuError(_why_no_gpu())
+    multiply_fp32_as_it_is()
     return torch.device("cuda")
+
+
+def _why_no_gpu() -> str:
+    """Let torch say why it cannot use a GPU: for want of a driver, an old one, or a build without CUDA."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return "torch sees no GPU: check its driver and torch's CUDA version."
 
 
 def keep_freed_memory() -> None:

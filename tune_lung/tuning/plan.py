@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from tune_lung.data.cache import Cache
 from tune_lung.data.phantoms import ensure_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
 from tune_lung.data.scan import scan
-from tune_lung.data.store import PixelStore
+from tune_lung.data.store import PixelStore, StoreDamagedError
 from tune_lung.models.weights import WeightsSource
 from tune_lung.randomness import derive_seed
 from tune_lung.results.layout import RunPaths
@@ -173,16 +174,27 @@ class SearchSetup:
         )
 
     def open_store(self) -> PixelStore:
-        """Open the pixel store on this node, preparing it first where it is missing.
+        """Open the pixel store on this node, preparing it first where it is missing or damaged.
 
         Raises:
-            OtherImagesError: This node sees other images than the driver.
+            OtherImagesError: This node sees other images than the driver saw.
+            StoreDamagedError: It is damaged as soon as it is built.
         """
-        if self.store.is_dir():
+        with suppress(StoreDamagedError):
             return PixelStore.open(self.store)
+        with suppress(StoreDamagedError):
+            return self._own_store()
+        _prepared_here.cache_clear()  # that one is damaged by now
+        return self._own_store()
+
+    def _own_store(self) -> PixelStore:
+        """Open the store that this process prepares, or has prepared before."""
         _, prepared = _prepared_here(self.data)
         if prepared.fingerprint != self.data_fingerprint:
-            raise OtherImagesError("This node's image folder differs from the driver's: give every node the same --data.")
+            _prepared_here.cache_clear()
+            raise OtherImagesError(
+                "This node's images are not those that the search began with: give every node the same --data, as it was."
+            )
         return PixelStore.open(prepared.store)
 
     def checkpoints(self, plan: TrialPlan) -> Checkpoints:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,12 +17,15 @@ from tune_lung.errors import InputError, NoRoomError, SupersededError, is_no_roo
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus
 from tune_lung.strategy import Objective
-from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.cluster import Resources, nodes_at
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.failures import (
-    FIRST_BUGS_THAT_END_A_SEARCH,
+    CURABLE,
+    FIRST_FAILURES_THAT_END_A_SEARCH,
+    HOPELESS,
     MOST_FAILURES,
     Failure,
+    address_in,
     has_traceback,
     is_for_another_owner,
     is_for_lack_of_room,
@@ -34,6 +38,7 @@ from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import objective_values
 from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.rungs import Decision
+from tune_lung.tuning.slots import Slots
 from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -56,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 class SearchHaltedError(Exception):
-    """The first trials have all failed with a bug."""
+    """The first trials have all failed with what the others would meet too; the text says what to do."""
 
 
 class Recorder(DriverOnly, Callback):
@@ -70,6 +75,7 @@ class Recorder(DriverOnly, Callback):
         *,
         earlier: EarlierAttempts | None = None,
         retention: Retention | None = None,
+        slots: Slots | None = None,
     ) -> None:
         """Start with what earlier attempts left.
 
@@ -78,10 +84,14 @@ class Recorder(DriverOnly, Callback):
             setup: Works out each trial's identity.
             resources: What every trial gets.
             earlier: What they left; None at a run's beginning.
+            slots: Where trials run; None for those of `resources`.
             retention: Removes checkpoints that are needed no more; None removes none.
         """
         self._ledger, self._setup, self._resources = ledger, setup, resources
+        self.slots = slots or Slots(resources)
+        """Where trials run."""
         self._retention = retention
+        self._busy_seconds = 0.0
         earlier = earlier or EarlierAttempts()
         self._records = {record.plan.trial_id: record for record in earlier.records}
         self._loose_decisions = earlier.loose_decisions
@@ -120,9 +130,9 @@ class Recorder(DriverOnly, Callback):
             self._retention.tidy(self.records)
 
     def running(self) -> list[TrialRecord]:
-        """The trials that have started and not ended; those of earlier attempts once they go on."""
-        begun = {id(record) for record in self._record_by_ray_id.values()}
-        return [record for record in self.records if record.status is TrialStatus.RUNNING and id(record) in begun]
+        """The trials whose workers are there and at work, in the order of their proposal."""
+        at_work = {id(self._record_by_ray_id[ray_id]) for ray_id in self.slots.running}
+        return [record for record in self.records if id(record) in at_work]
 
     def leader(self) -> TrialRecord | None:
         """The trial with the best selection score so far, failed ones left out; the earlier one of equals."""
@@ -147,8 +157,8 @@ class Recorder(DriverOnly, Callback):
         return config | {"known_epochs": known, "proposed_order": record.proposed_order}
 
     def busy_seconds(self) -> float:
-        """Add up the time that trials worked, as their profiles say."""
-        return math.fsum(row["seconds"] for record in self.records for row in record.profile if row["part"] != TimePart.IDLE)
+        """Add up the time that trials worked in this attempt, as their profiles say."""
+        return self._busy_seconds
 
     def note_stop(self, ray_id: str, reason: StopReason) -> None:
         """Take note that the scheduler stops a trial with the epoch it has just reported."""
@@ -203,13 +213,20 @@ class Recorder(DriverOnly, Callback):
         record.failures[kind] += 1
         is_final = record.failures[kind] >= MOST_FAILURES.get(kind, 1)
         self._failures[trial.trial_id] = failure = Failure(kind, line_of(kind, text), is_final)
-        if has_traceback(kind):
+        if kind is FailureKind.UNFIT_NODE:
+            record.unfit_nodes |= nodes_at(address_in(text))
+        if has_traceback(kind) and is_final:
             _log.error("Trial %s (%s) failed:\n%s", record.plan.trial_id, record.plan.cell, without_paths(text))
         return failure
 
     def failure_of(self, ray_id: str) -> Failure | None:
         """Return what `note_error` found of a trial; None where it did not fail so."""
         return self._failures.get(ray_id)
+
+    def unfit_nodes_for(self, config: Mapping[str, Any]) -> frozenset[str]:
+        """Name the nodes, as Ray does, that were unfit for a trial in earlier attempts."""
+        record = self._records.get(self.plan_of(config).trial_id)
+        return frozenset() if record is None else frozenset(record.unfit_nodes)
 
     def retried(self) -> Counter[FailureKind]:
         """Count the failed attempts after which a trial was tried again."""
@@ -225,9 +242,17 @@ class Recorder(DriverOnly, Callback):
             self._check_owner()
             self._looked_at = time.monotonic()
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Look how many slots there are."""
+        self.slots.num_live()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Open the trial's record, or take it up again."""
+        """Open the trial's record, or take it up again: its worker answers."""
         record = self._begun(trial)
+        record.starts_in(self.slots.take(trial.trial_id), moment=datetime.now(UTC))
+        num_running = len(self.slots.running)
+        for ray_id in self.slots.running:
+            self._record_by_ray_id[ray_id].runs_beside(num_running)
         self._write(record)
         self._retain(record)
 
@@ -239,18 +264,23 @@ class Recorder(DriverOnly, Callback):
             return
         self._name_damaged(record, result)
         record.facts = {name: last_epoch(result)[name] for name in FACT_COLUMNS}
-        record.add_epochs([{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]])
-        record.profile += [
+        told_again = sum(row.get("is_told_again", False) for row in result[EPOCHS])
+        rows = [{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]]
+        record.add_epochs(rows, told_again=told_again, moment=datetime.now(UTC))
+        parts = [
             {"epoch": row["epoch"], "part": part, "seconds": seconds}
             for row in result[EPOCHS]
             for part, seconds in row["seconds_by_part"].items()
         ]
+        record.profile += parts
+        self._busy_seconds += math.fsum(row["seconds"] for row in parts if row["part"] != TimePart.IDLE)
         # A decision is written before the next one is taken: whoever goes on from the ledger finds every rival it was taken by.
         if record.has_unwritten_decisions or time.monotonic() - record.flushed_at >= _SECONDS_BETWEEN_FLUSHES:
             self._write(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Close the record: run to its end, diverged, or stopped by the scheduler."""
+        self.slots.leave(trial.trial_id)
         record = self.record_of(trial.trial_id)
         if record is None:  # taken out of the queue before its start
             return
@@ -265,17 +295,22 @@ class Recorder(DriverOnly, Callback):
         """Close the record of a trial that is given up; leave that of one that is tried again.
 
         Raises:
-            SearchHaltedError: The first trials have all failed with a bug.
+            SearchHaltedError: The first trials have all failed with what the others would meet too.
         """
+        self.slots.leave(trial.trial_id)
         record, failure = self._begun(trial), self._failures.get(trial.trial_id) or self.note_error(trial)
         if not failure.is_final:
             self._write(record)
             return
         record.failure, record.failure_kind = failure.text, failure.kind
         self._end(record, TrialStatus.FAILED, StopReason.FAILURE)
-        if self._ended_with == [FailureKind.BUG] * FIRST_BUGS_THAT_END_A_SEARCH:
+        if len(self._ended_with) == FIRST_FAILURES_THAT_END_A_SEARCH and HOPELESS.issuperset(self._ended_with):
+            going_on = "go on with --resume" if failure.kind in CURABLE else "begin a new run"
             self._halt(
-                SearchHaltedError(f"The first {FIRST_BUGS_THAT_END_A_SEARCH} trials all failed, the last with {failure.text}")
+                SearchHaltedError(
+                    f"The first {FIRST_FAILURES_THAT_END_A_SEARCH} trials all failed, the last with {failure.text}. The log above"
+                    f" has its traceback. Mend it, and {going_on}."
+                )
             )
 
     def add_test_scores(self, trial_id: str, scores: dict[str, float]) -> None:
@@ -285,9 +320,11 @@ class Recorder(DriverOnly, Callback):
         self._write(record)
 
     def flush(self) -> None:
-        """Write every unfinished trial as it stands."""
-        for record in self.running():
-            self._write(record)
+        """Write every unfinished trial of this attempt as it stands."""
+        begun = {id(record) for record in self._record_by_ray_id.values()}
+        for record in self.records:
+            if record.status is TrialStatus.RUNNING and id(record) in begun:
+                self._write(record)
 
     def _begun(self, trial: Trial) -> TrialRecord:
         """Find a trial's record; make it, or take it up again, where this is the trial's start."""
@@ -306,7 +343,7 @@ class Recorder(DriverOnly, Callback):
         return self._record_by_ray_id[trial.trial_id]
 
     def _end(self, record: TrialRecord, status: TrialStatus, stop_reason: StopReason) -> None:
-        record.end(status, stop_reason, order=self._next_order())
+        record.end(status, stop_reason, order=self._next_order(), moment=datetime.now(UTC))
         self._ended_with.append(record.failure_kind)
         self._write(record)
         self._retain(record)
@@ -368,4 +405,4 @@ def _message_of(text: str) -> str:
 def _error_text(trial: Trial) -> str:
     """Read the traceback that Ray keeps as plain text; its pickled twin is left alone."""
     path = Path(trial.error_file) if trial.error_file else None
-    return path.read_text(encoding="utf-8").strip() if path and path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path and path.is_file() else ""

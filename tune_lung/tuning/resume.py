@@ -12,11 +12,12 @@ from typing_extensions import TypedDict
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
 from tune_lung.results.reader import Run, plain_rows
-from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, require_shape
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import (
     Outcome,
@@ -80,7 +81,8 @@ def earlier_attempts(
         order += 1
         if strategy.scheduler == "none":
             raise InputError(f"Trial {record.plan.trial_id} of the run was stopped, and its search stops none.")
-        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order)
+        moment = record.epochs[-1].get("ended")  # its last epoch was its end
+        record.end(TrialStatus.STOPPED, StopReason(strategy.scheduler), order=order, moment=moment)
     numbers = [int(row["decision"]) for rows in decisions.values() for row in rows]
     numbers += [int(row["decision"]) for record in records for row in record.decisions]
     return EarlierAttempts(
@@ -90,6 +92,7 @@ def earlier_attempts(
         num_decisions=max(numbers, default=0),
         order=order,
         num_anew=num_anew,
+        own_seconds={TimePart(row["part"]): row["seconds"] for row in plain_rows(run.profile) if "trial_id" not in row},
     )
 
 
@@ -138,7 +141,7 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
     """Read back a trial's row of the table `trials`."""
     return TrialRecord(
         plan=plan,
-        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=row["concurrent_trials"]),
+        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=1),
         status=TrialStatus(row["status"]),
         stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
         failure=row.get("failure"),
@@ -146,6 +149,11 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
         attempts=row["attempts"],
         proposed_order=row.get("proposed_order", 0),
         ended_order=row.get("ended_order"),
+        started=row.get("started"),
+        has_unnoted_start="started" not in row,
+        ended=row.get("ended"),
+        slot=row.get("slot"),
+        concurrent_trials=row.get("concurrent_trials"),
         facts={name: row.get(name) for name in FACT_COLUMNS},
         test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
     )
@@ -215,7 +223,8 @@ def _reopen(record: TrialRecord, *, is_whole: bool, is_time_left: bool) -> None:
     has_losses = not is_whole and record.status is not TrialStatus.FAILED
     has_more_epochs = record.stop_reason is StopReason.MAX_EPOCHS and len(record.epochs) < record.plan.trial.max_epochs
     has_more_time = record.stop_reason is StopReason.TIME and is_time_left
-    if has_losses or has_more_epochs or has_more_time:
+    is_curable = record.failure_kind in CURABLE
+    if has_losses or has_more_epochs or has_more_time or is_curable:
         record.status = TrialStatus.RUNNING
     if has_more_epochs or has_more_time:
         record.test_scores = {}

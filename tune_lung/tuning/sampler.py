@@ -70,6 +70,8 @@ class StudySearch(DriverOnly, Searcher):
         """
         if self._recorder.halted_by is not None or self.is_out_of_time():
             return Searcher.FINISHED
+        if not self._may_open_another():
+            return None
         is_alone_next = not self._next and not self._propose_next() and bool(self._alone)
         if not self._next and (self._open or not is_alone_next):
             return None if self._open else Searcher.FINISHED
@@ -79,6 +81,13 @@ class StudySearch(DriverOnly, Searcher):
         self._open[trial_id] = started
         proposal = started.proposal
         return self._recorder.config_of(proposal.cell.name, proposal.point, started.repeat)
+
+    def _may_open_another(self) -> bool:
+        """Whether a proposal would know enough: what is proposed while few have ended knows little of them.
+
+        Where every point is tried anyway all may wait, so that a cluster sees at once how much there is to do.
+        """
+        return self._strategy.sampler == "exhaustive" or len(self._open) < self._recorder.slots.most_open()
 
     def is_out_of_time(self) -> bool:
         """Whether the time budget is spent."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
+from ray.tune import PlacementGroupFactory
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -11,6 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tune_lung.results.schema import StopReason, TrialStatus
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.tuning.cluster import placement_elsewhere
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import failure_of, last_epoch
 from tune_lung.tuning.recorder import Recorder
@@ -45,6 +47,29 @@ class RungScheduler(DriverOnly, FIFOScheduler):
         self._rule, self._recorder, self._group_of = rule, recorder, group_of
         if rule is not None and earlier is not None:
             _remember(rule, earlier, group_of)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Choose the first trial that waits for a slot; one whose own worker starts has found its slot.
+
+        Tune gives the chosen trial the worker that another trial has just left, and ends the one that starts for it: a node
+        that has come would never be done preparing its images while shorter trials end elsewhere.
+        """
+        controller = tune_controller._tune_controller
+
+        def has_slot(trial: Trial) -> bool:
+            worker = controller._trial_to_actor.get(trial)
+            return worker is not None and bool(controller._actor_manager.is_actor_started(worker))
+
+        trials: list[Trial] = tune_controller.get_trials()
+        return next((trial for trial in trials if trial.status == Trial.PENDING and not has_slot(trial)), None)
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Keep a trial that is tried again away from nodes that were unfit for it, where another one has room."""
+        unfit = self._recorder.unfit_nodes_for(trial.config)
+        placement: PlacementGroupFactory = trial.placement_group_factory  # type: ignore[assignment] # set before this call
+        elsewhere = placement_elsewhere(placement, unfit) if unfit else None
+        if elsewhere is not None:
+            trial.update_resources(elsewhere)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Judge one epoch of a trial that could go on; what was decided once stays so."""

@@ -1,19 +1,29 @@
 """The sealed evaluation: the only place that opens the test images, once the search has ended."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import ray
+from ray import ObjectRef
 
+from tune_lung.errors import NoRoomError
 from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
 from tune_lung.models.network import load_changing_state
+from tune_lung.results.schema import FailureKind
 from tune_lung.training.checkpoints import Checkpoint, DamagedCheckpointError, load
-from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.cluster import Resources, nodes_at, task_options
 from tune_lung.tuning.device import claim_device
+from tune_lung.tuning.failures import MOST_FAILURES, Failure, address_in, is_for_lack_of_room, kind_of, line_of, text_of
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 
 _BATCH_SIZE = 128
 _SECONDS_BETWEEN_LOOKS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | None = None) -> pd.DataFrame:
@@ -29,6 +39,7 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
 
     Raises:
         DamagedCheckpointError: The checkpoint is not what was written, or not there.
+        StoreDamagedError: The images changed while they were read.
     """
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
@@ -42,6 +53,7 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     part = store.open_test()
     batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
     logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)
+    store.check("test")
     return predictions_frame(logits_NK, part, store.classes)
 
 
@@ -67,8 +79,10 @@ def best_of(plan: TrialPlan, setup: SearchSetup, epoch: int | None) -> Checkpoin
 
 def evaluate_sealed(
     plans: Sequence[TrialPlan], best_epochs: Mapping[str, int], setup: SearchSetup, resources: Resources
-) -> Iterator[tuple[TrialPlan, pd.DataFrame | DamagedCheckpointError]]:
+) -> Iterator[tuple[TrialPlan, pd.DataFrame | DamagedCheckpointError | Failure]]:
     """Evaluate several trials as Ray tasks, each with a trial's resources, and as many at once as trials.
+
+    One that fails is tried again as a failed trial is: elsewhere where its node was unfit, alone where memory was short.
 
     Args:
         plans: The trials.
@@ -77,20 +91,69 @@ def evaluate_sealed(
         resources: What each gets, and how many may run at once.
 
     Yields:
-        Each trial with its predictions, in the order given, or what is wrong with its checkpoint.
+        Each trial with its predictions, or what is wrong with its checkpoint, or why it cannot be tested: those first that
+        succeed at once, in the order given.
 
     Raises:
+        NoRoomError: A worker's disk is full.
         SupersededError: Another driver owns the run now.
     """
-    task = ray.remote(_predictions_or_damage).options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
     shared = ray.put(setup)
-    pending: list[ray.ObjectRef[pd.DataFrame | DamagedCheckpointError]] = []
-    for number, plan in enumerate(plans):
-        for begun in plans[len(pending) : number + resources.max_concurrent]:
-            pending.append(task.remote(begun, shared, best_epochs.get(begun.trial_id)))
-        while not ray.wait([pending[number]], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+    tests = [_Test(plan=plan, best_epoch=best_epochs.get(plan.trial_id)) for plan in plans]
+    while tests:
+        together = [test for test in tests if not test.is_alone] or tests[:1]
+        pending: list[ObjectRef[Any]] = []
+        for number, test in enumerate(together):
+            pending += [begun.start(shared, resources) for begun in together[len(pending) : number + resources.max_concurrent]]
+            outcome = test.outcome_of(pending[number], setup)
+            if outcome is not None:
+                tests.remove(test)
+                yield test.plan, outcome
+
+
+@dataclass(kw_only=True, eq=False)
+class _Test:
+    """One trial that is to be tested."""
+
+    plan: TrialPlan
+    """The trial."""
+    best_epoch: int | None
+    """The epoch that its checkpoint must be of."""
+    failures: Counter[FailureKind] = field(default_factory=Counter)
+    """Failed attempts by kind."""
+    unfit_nodes: set[str] = field(default_factory=set)
+    """Nodes that could not test it."""
+    is_alone: bool = False
+    """Whether nothing else may run beside it."""
+
+    def start(self, setup: ObjectRef[SearchSetup], resources: Resources) -> ObjectRef[Any]:
+        """Ask Ray for it. What is tried again is decided here, never by Ray, which would try for ever for want of memory."""
+        options = task_options(cpus=resources.cpus_per_trial, gpus=resources.gpus_per_trial, unfit=self.unfit_nodes)
+        task = ray.remote(**options)(_predictions_or_damage)
+        return task.remote(self.plan, setup, self.best_epoch)
+
+    def outcome_of(self, reference: ObjectRef[Any], setup: SearchSetup) -> pd.DataFrame | DamagedCheckpointError | Failure | None:
+        """Wait for what it gives, looking who owns the run; None where it is to be tried again."""
+        while not ray.wait([reference], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
             setup.check_attempt()
-        yield plan, ray.get(pending[number])
+        try:
+            return ray.get(reference)  # type: ignore[no-any-return]
+        except ray.exceptions.RayError as error:
+            text = text_of(error)
+            if is_for_lack_of_room(text):
+                raise NoRoomError("A worker found no room left on its disk. Free some, and go on with --resume.") from error
+            kind = kind_of(text, silent_seconds=0.0, hang_seconds=setup.hang_seconds)
+            if kind is FailureKind.BUG:
+                raise
+        self.failures[kind] += 1
+        self.is_alone = kind is FailureKind.OUT_OF_MEMORY
+        if kind is FailureKind.UNFIT_NODE:
+            self.unfit_nodes |= nodes_at(address_in(text))
+        failure = Failure(kind, line_of(kind, text), is_final=self.failures[kind] >= MOST_FAILURES.get(kind, 1))
+        if failure.is_final:
+            return failure
+        _log.warning("The test of trial %s (%s) failed: %s; tried again", self.plan.trial_id, self.plan.cell, failure.text)
+        return None
 
 
 def _predictions_or_damage(plan: TrialPlan, setup: SearchSetup, best_epoch: int | None) -> pd.DataFrame | DamagedCheckpointError:

@@ -23,11 +23,13 @@ from tune_lung.strategy import Strategy
 from tune_lung.training.checkpoints import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
+from tune_lung.tuning.failures import Failure
 from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.retention import Retention
+from tune_lung.tuning.run_profile import RunProfile
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import best_of, evaluate_sealed
@@ -80,7 +82,7 @@ def run_search(
     Raises:
         InputError: A tracker cannot be opened, and nothing was trained; or a disk is full, and the ledger holds all that
             was reported.
-        SearchHaltedError: The first trials have all failed with a bug.
+        SearchHaltedError: The first trials have all failed with what the others would meet too.
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
     earlier = earlier or EarlierAttempts()
@@ -97,12 +99,12 @@ def run_search(
         searched_seconds=ownership.searched_seconds,
     )
     opened = make_trackers(trackers, recorder, setup.run_root)
-    started = time.monotonic()
+    profile = RunProfile(ledger, recorder, before=before or {}, earlier=earlier.own_seconds) if setup.profile else None
     ownership.start_searching(strategy.time_budget_seconds)
 
     def train_from(found: EarlierAttempts) -> None:
         studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
-        callbacks, searched_seconds = [view, *opened], ownership.searched_seconds
+        callbacks = [view, *opened, *([] if profile is None else [profile])]
         train(
             space,
             strategy,
@@ -112,7 +114,7 @@ def run_search(
             recorder,
             callbacks=callbacks,
             earlier=found,
-            searched_seconds=searched_seconds,
+            searched_seconds=ownership.searched_seconds,
         )
 
     try:
@@ -122,16 +124,17 @@ def run_search(
             if (budget is None or ownership.searched_seconds() < budget) and reopen_untestable(recorder, strategy, setup, ledger):
                 train_from(recorder.so_far())
     finally:
+        idle_seconds = 0.0 if profile is None else profile.idle_seconds()
         if recorder.halted_by is None:
             recorder.flush()
+            if profile is not None:
+                profile.write(idle_seconds=idle_seconds)
     ownership.stop_searching()
     trained = time.monotonic()
     recorder.tidy()
     _evaluate(recorder, strategy, setup, resources, ledger)
-    if setup.profile:
-        slot_seconds = resources.max_concurrent * (trained - started)
-        own = {TimePart.IDLE: max(0.0, slot_seconds - recorder.busy_seconds()), TimePart.EVALUATION: time.monotonic() - trained}
-        ledger.write_run_profile({"part": part, "seconds": seconds} for part, seconds in {**(before or {}), **own}.items())
+    if profile is not None:
+        profile.write(idle_seconds=idle_seconds, evaluation_seconds=time.monotonic() - trained)
     return recorder.records
 
 
@@ -164,7 +167,7 @@ def train(
 
     Raises:
         InputError: A disk is full, or the run cannot be written.
-        SearchHaltedError: The first trials have all failed with a bug.
+        SearchHaltedError: The first trials have all failed with what the others would meet too.
     """
     search = StudySearch(
         studies,
@@ -200,7 +203,8 @@ def train(
             ),
         )
         try:
-            tuner.fit()
+            with recorder.slots.counting_workers():
+                tuner.fit()
         except Exception:
             if recorder.halted_by is None:
                 raise
@@ -231,6 +235,9 @@ def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resour
     for plan, predictions in evaluate_sealed([record.plan for record in chosen], best_epochs, setup, resources):
         if isinstance(predictions, DamagedCheckpointError):
             _log.warning("Trial %s (%s) is not tested. %s", plan.trial_id, plan.cell, predictions)
+            continue
+        if isinstance(predictions, Failure):
+            _log.warning("Trial %s (%s) is not tested: %s. --resume tests it", plan.trial_id, plan.cell, predictions.text)
             continue
         ledger.write_predictions(plan.trial_id, predictions)
         recorder.add_test_scores(plan.trial_id, _test_scores(predictions, ledger.classes))

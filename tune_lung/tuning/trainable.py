@@ -44,7 +44,6 @@ class LungTrial(tune.Trainable):
             raise ValueError("LungTrial needs its setup: bind it with tune.with_parameters.")
         self._setup = setup
         self._device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
-        self._store = setup.open_store()
         self._cache: Cache | None = None
         self._stopwatch = Stopwatch(self._device) if setup.profile else StoppedStopwatch()
         self._watchdog = Watchdog(setup.hang_seconds)
@@ -52,7 +51,7 @@ class LungTrial(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in the same process, imports and pixel store kept."""
+        """Start another trial in the same process, imports kept."""
         self._begin(new_config)
         return True
 
@@ -115,18 +114,18 @@ class LungTrial(tune.Trainable):
 
     def _set_up(self, config: dict[str, Any]) -> None:
         self._plan = self._setup.plan_trial(config["cell"], config["point"], config["repeat"])
-        run = self._setup.run
+        run, store = self._setup.run, self._setup.open_store()  # anew for each trial: it may be damaged since
         self._facts = {"device": device_name(self._device)} | network_facts(
             self._plan.trial.network,
             protocol=run.protocol,
-            num_classes=len(self._store.classes),
+            num_classes=len(store.classes),
             image_size=run.image_size,
         )
         self.cleanup()  # of the trial before
         self._cache = self._setup.data.open_cache()
-        job = self._setup.training_job(self._plan, store=self._store, device=self._device, cache=self._cache)
+        self._job = self._setup.training_job(self._plan, store=store, device=self._device, cache=self._cache)
         self._epochs: Iterator[EpochResult] = fit(
-            job,
+            self._job,
             self._setup.checkpoints(self._plan),
             rungs=self._setup.judged_epochs,
             known_epochs=config["known_epochs"],
@@ -137,7 +136,7 @@ class LungTrial(tune.Trainable):
         self._failure = ""
 
     def _write_validation_predictions(self, logits_NK: Tensor) -> None:
-        frame = predictions_frame(logits_NK, self._store.part("validation"), self._store.classes)
+        frame = predictions_frame(logits_NK, self._job.validation, self._job.store.classes)
         ledger = Ledger(self._setup.run_root, check_writer=self._setup.check_attempt)
         ledger.write_validation_predictions(self._plan.trial_id, frame)
 

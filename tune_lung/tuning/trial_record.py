@@ -4,9 +4,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-from tune_lung.results.schema import FailureKind, StopReason, TrialStatus, Verdict
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import TrialPlan
 from tune_lung.tuning.rungs import Decision
@@ -35,10 +36,22 @@ class TrialRecord:
     """How often it was started."""
     failures: Counter[FailureKind] = field(default_factory=Counter)
     """Failed attempts by kind, since the search began or went on."""
+    unfit_nodes: set[str] = field(default_factory=set)
+    """Nodes, by Ray's names, that could not train it."""
     proposed_order: int = 0
     """Place of its proposal among all proposals and ends."""
     ended_order: int | None = None
     """Place of its end among the same."""
+    started: datetime | None = None
+    """Moment, UTC, at which a worker was first ready for it; None where none was, or nobody noted it."""
+    has_unnoted_start: bool = False
+    """Whether an earlier attempt may have started it and not noted when, as those of older versions."""
+    ended: datetime | None = None
+    """Moment, UTC, of its last end; None while it runs."""
+    slot: int | None = None
+    """Number of the slot that it ran in last."""
+    concurrent_trials: int | None = None
+    """Trials that ran at the same time at most, itself included."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """Its rows of the table `epochs`."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
@@ -52,7 +65,7 @@ class TrialRecord:
     test_scores: dict[str, float] = field(default_factory=dict)
     """Columns of the sealed evaluation."""
     moments: list[float] = field(default_factory=lambda: [time.monotonic()])
-    """Monotonic moments of its start and of the end of each epoch since; the last one of a report is taken to end with it."""
+    """Monotonic moments of its start and of the end of each epoch trained since; a report's last is taken to end with it."""
     newest_epoch: int | None = None
     """The epoch it told last since it was started; None before the first."""
     flushed_at: float = 0.0
@@ -89,20 +102,39 @@ class TrialRecord:
     def start_again(self) -> None:
         """Take note of one more start."""
         self.status, self.stop_reason, self.failure, self.failure_kind = TrialStatus.RUNNING, None, None, None
+        self.ended = self.ended_order = None
         self.attempts += 1
         self.newest_epoch = None
         self.moments = [time.monotonic()]
 
-    def add_epochs(self, rows: Sequence[dict[str, Any]]) -> None:
+    def starts_in(self, slot: int, *, moment: datetime) -> None:
+        """Take note of the slot whose worker is ready for it."""
+        self.slot = slot
+        if not self.has_unnoted_start:
+            self.started = self.started or moment
+
+    def runs_beside(self, num_running: int) -> None:
+        """Take note of how many trials run now, itself included."""
+        self.concurrent_trials = max(num_running, self.concurrent_trials or 0)
+
+    def add_epochs(self, rows: Sequence[dict[str, Any]], *, told_again: int = 0, moment: datetime | None = None) -> None:
         """Take note of the epochs of a report, which has just come.
 
         Those trained again take the place of the old one by one, so that no row is missing if they are not all trained again.
+
+        Args:
+            rows: Rows of the table `epochs`, in their order.
+            told_again: So many of them, the first, were trained before this start: they ended when they did then.
+            moment: When the report came, UTC; None where nobody noted it.
         """
-        moment, ends = time.monotonic(), []
-        for row in reversed(rows):
-            ends.append(moment)
-            moment -= row["epoch_seconds"] + row["validation_seconds"]
-        by_epoch = {row["epoch"]: row for row in (*self.epochs, *rows)}
+        by_epoch = {row["epoch"]: row for row in self.epochs}
+        now, since_end, ends = time.monotonic(), 0.0, []
+        for row in reversed(rows[told_again:]):
+            ends.append(now - since_end)
+            by_epoch[row["epoch"]] = row | {"ended": moment and moment - timedelta(seconds=since_end)}
+            since_end += row["epoch_seconds"] + row["validation_seconds"]
+        for row in rows[:told_again]:
+            by_epoch[row["epoch"]] = row | {"ended": by_epoch.get(row["epoch"], {}).get("ended")}
         self.epochs = [by_epoch[epoch] for epoch in sorted(by_epoch)]
         self.newest_epoch = rows[-1]["epoch"]
         self.moments += reversed(ends)
@@ -122,12 +154,18 @@ class TrialRecord:
             }
         )
 
-    def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int) -> None:
+    def end(self, status: TrialStatus, stop_reason: StopReason, *, order: int, moment: datetime | None = None) -> None:
         """Take note of the trial's end: with the epoch it has told last, whatever an earlier attempt had after it.
 
         Where time ended it while it was trained again, what is known of it stays: it goes on with more time, from where it is.
+
+        Args:
+            status: How it ended.
+            stop_reason: Why.
+            order: Its place among all proposals and ends.
+            moment: When, UTC; None where nobody noted it.
         """
-        self.status, self.stop_reason, self.ended_order = status, stop_reason, order
+        self.status, self.stop_reason, self.ended_order, self.ended = status, stop_reason, order, moment
         if self.newest_epoch is not None and stop_reason is not StopReason.TIME:
             self.epochs = [row for row in self.epochs if row["epoch"] <= self.newest_epoch]
 
@@ -152,6 +190,8 @@ class TrialRecord:
             "attempts": self.attempts,
             "proposed_order": self.proposed_order,
             "ended_order": self.ended_order,
+            "started": self.started,
+            "ended": self.ended,
             "epochs_run": len(self.epochs),
             "best_epoch": best.get("epoch"),
             **{name: best.get(name) for name in kept},
@@ -161,7 +201,8 @@ class TrialRecord:
             "prefix_cached": self.facts.get("prefix_seconds") is not None,
             "cpus": self.resources.cpus_per_trial,
             "gpus": self.resources.gpus_per_trial,
-            "concurrent_trials": self.resources.max_concurrent,
+            "concurrent_trials": self.concurrent_trials,
+            "slot": self.slot,
         }
 
 
@@ -181,3 +222,5 @@ class EarlierAttempts:
     """Proposals and ends counted."""
     num_anew: int = 0
     """Trials that had ended and go on, and are trained from their start, for the state that they ended with was not kept."""
+    own_seconds: Mapping[TimePart, float] = field(default_factory=dict)
+    """Where the run's own time went, as far as it was written down."""

@@ -6,7 +6,8 @@ Trackers that no fault test uses are hidden: Ray imports every one that it finds
 matches `file` to the disk, between its writing and its renaming, or where `when` is `before deletion` or `after deletion`, that
 it deletes such a file; with `once`, a path, at most once in all processes. `kill
 driver` and `kill self` are SIGKILL; `freeze` hangs; `fill memory` takes 8 GiB and waits to be ended; `spoil the loss`
-makes it `value` in every trial that the process begins afterwards; the others raise.
+makes it `value` in every trial that the process begins afterwards; `wait` waits for the file `note`; the others raise.
+`refuse` is another sort: no file whose name matches can be opened, for the reason `errno`, and `note` is made when it is tried.
 """
 
 import fnmatch
@@ -43,6 +44,10 @@ if _fault is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif _fault["do"] == "freeze":
             time.sleep(600)
+        elif _fault["do"] == "wait":
+            until = time.monotonic() + 120
+            while not os.path.exists(_fault["note"]) and time.monotonic() < until:  # noqa: PTH110 - as little as can be
+                time.sleep(0.1)
         elif _fault["do"] == "run out of memory":
             bytearray(1 << 60)
         elif _fault["do"] == "fill memory":
@@ -78,7 +83,14 @@ if _fault is not None:
         if _when == "after deletion":
             _act_if_it_is_time(full)
 
-    if _when == "before renaming":
+    def _refuse(event: str, given: tuple[object, ...]) -> None:
+        if event == "open" and fnmatch.fnmatch(str(given[0]), _fault["file"]):
+            os.close(os.open(_fault["note"], os.O_CREAT))
+            raise OSError(_fault["errno"], os.strerror(_fault["errno"]), given[0])
+
+    if _fault["do"] == "refuse":
+        sys.addaudithook(_refuse)
+    elif _when == "before renaming":
         os.fsync = _fsync_with_fault
     else:
         os.unlink = _unlink_with_fault

@@ -263,3 +263,18 @@ def checkpoint_files(run: Path) -> Iterable[Path]:
 def seconds_of(text: str) -> int:
     units = {"s": 1, "min": 60, "h": 3600}
     return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+) (s|min|h)", text))
+
+
+def test_it_says_how_far_it_is_where_no_bar_can_be_drawn(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = SearchSpace(arms=(Arm(model="resnet18", frozen_blocks=Grid(0, 2, 4)),))
+
+    def slow_probe(asked: Sequence[ProbeRequest], *_: Any, progress: Any, **__: Any) -> tuple[list[TrialCost], float]:
+        for done in range(1, len(asked) + 1):
+            progress(done)
+        return [a_cost(request) for request in asked], 0.0
+
+    monkeypatch.setattr(dry_run_module, "probe", slow_probe)
+    assert "Training 3 kinds of trial for a few steps each, to see what they take\n" in say(space)
+    assert "of 3 done" not in say(space)  # it took no time
+    monkeypatch.setattr(dry_run_module, "_SECONDS_BETWEEN_LINES", 0.0)
+    assert "1 of 3 done\n2 of 3 done\n3 of 3 done\n" in say(space)

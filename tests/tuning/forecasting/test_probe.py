@@ -14,15 +14,17 @@ import torch
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.cache import Cache
+from tune_lung.data.cache_proof import write_listing
 from tune_lung.data.store import DecodedImages, PixelStore, write_store
 from tune_lung.errors import InputError
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.space import Arm, Choice, IntRange, LogUniform, SearchSpace
 from tune_lung.training import prefix_features
 from tune_lung.training.prefix_features import open_prefix_features
+from tune_lung.tuning.device import GPU_CONTEXT_BYTES
 from tune_lung.tuning.forecasting import probe as probe_module
 from tune_lung.tuning.forecasting.forecast import TrialCost
-from tune_lung.tuning.forecasting.probe import ProbeRequest, largest_point, measure_trial, probe, workload_of
+from tune_lung.tuning.forecasting.probe import ProbeRequest, gpu_bytes_of, largest_point, measure_trial, probe, workload_of
 from tune_lung.tuning.plan import SearchSetup
 
 SIZE = 32
@@ -51,6 +53,7 @@ def stored(setup: SearchSetup, tmp_path: Path) -> SearchSetup:
     folder = tmp_path / "store"
     folder.mkdir()
     write_store(folder, images, splits=splits, classes=("a", "b"), synthetic=True)
+    write_listing(folder, of=folder)
     run = replace(setup.run, image_size=SIZE)
     data = replace(setup.data, run=run, cache_size_bytes=10**9)
     return replace(setup, run=run, data=data, store=folder, weights={"resnet18": RANDOM_WEIGHTS})
@@ -77,6 +80,29 @@ def test_a_probe_scales_what_it_measures_on_few_images_to_all(stored: SearchSetu
     assert cost.epoch_seconds == pytest.approx(640 / 64)
     assert cost.validation_seconds == pytest.approx(160 / 64)
     assert cost.test_seconds == pytest.approx(1 + 80 / 64)  # loading does not depend on the number of images
+
+
+@pytest.mark.parametrize(
+    ("point", "uses_features", "train_bytes"),
+    [
+        (CNN, False, SIZE * SIZE),  # a pixel is a byte
+        (FROZEN, True, 512 * 4),  # 512 channels on a map of 1 pixel, 4 bytes a number
+    ],
+    ids=["images", "features"],
+)
+def test_on_a_gpu_all_training_images_or_features_and_a_context_are_counted(
+    stored: SearchSetup, point: dict[str, Any], uses_features: bool, train_bytes: int
+) -> None:
+    store = PixelStore.open(stored.store)
+    full = stored.training_job(stored.plan_trial("some cell", point), store=store, device=torch.device("cpu"))
+    few = replace(full, store=probe_module._FewImages(**vars(store), num_shown=64))
+
+    def counted(gpu_bytes: int) -> int:
+        return gpu_bytes_of(full, few, uses_features=uses_features, reserved_bytes=10**9, gpu_bytes=gpu_bytes)
+
+    assert counted(10**10) == 10**9 + (640 - 64) * train_bytes + GPU_CONTEXT_BYTES
+    # Where a quarter of the GPU is too small for all of them, they stay where they are; the few went there.
+    assert counted(4 * 639 * train_bytes) == 10**9 - 64 * train_bytes + GPU_CONTEXT_BYTES
 
 
 def test_a_probe_leaves_nothing_behind(stored: SearchSetup) -> None:
@@ -151,6 +177,28 @@ def test_the_largest_cnn_is_the_deepest_and_widest() -> None:
     assert (point["depth"], point["base_channels"], point["batch_size"]) == (6, 48, 128)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+    ],
+    ids=["cuBLAS", "torch", "Python"],
+)
+def test_a_trial_for_which_memory_cannot_be_had_is_refused(
+    stored: SearchSetup, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(probe_module, "_measure", fail)
+    with pytest.raises(
+        InputError, match=r"^Trials of cell 'some cell' with batch_size 8 do not fit into this machine's memory\."
+    ):
+        measure_trial(request_of(CNN), stored)
+
+
 # Slots
 
 
@@ -180,7 +228,8 @@ def test_while_a_probe_runs_every_slot_is_busy(stored: SearchSetup, tmp_path: Pa
     spans = sorted((*map(float, path.read_text().split()), path.name) for path in marks.iterdir())
     slow_began, slow_ended, first_slow = next(span for span in spans if span[2].startswith("slow"))
     beside = [min(slow_ended, ended) - max(slow_began, began) for began, ended, name in spans if name != first_slow]
-    # The quick one ends after 0.5 s of 3; then both are run again until the slow one has ended.
+    # The quick one ends after 0.5 s of 3; then it is run again until the slow one has ended, and the slow one never.
+    assert sum(path.name.startswith("slow") for path in marks.iterdir()) == 1
     assert sum(max(0.0, seconds) for seconds in beside) > 0.5 * (slow_ended - slow_began)
 
 
@@ -199,10 +248,23 @@ def dying(request: ProbeRequest, setup: SearchSetup) -> TrialCost:  # noqa: ARG0
     raise AssertionError
 
 
+def denied(request: ProbeRequest, setup: SearchSetup) -> TrialCost:  # noqa: ARG001 - as a probe takes it
+    """Stand in for a probe whose node cannot read its data."""
+    raise PermissionError(13, "Permission denied", "/mnt/data/COVID-1.png")
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("stand_in", "text"), [(refusing, r"^It does not fit\. Lower batch_size\.$"), (dying, "died, most likely for want of memory")]
+    ("stand_in", "text"),
+    [
+        (refusing, r"^It does not fit\. Lower batch_size\.$"),
+        (dying, "died, most likely for want of memory"),
+        (
+            denied,
+            r"^A trial cannot be trained here: its node cannot use a file or folder: PermissionError: .* '\.\.\.'\. Mend that\.$",
+        ),
+    ],
 )
 def test_a_probe_that_cannot_run_is_one_line(
     stored: SearchSetup, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[..., TrialCost], text: str

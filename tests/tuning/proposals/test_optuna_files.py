@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -31,7 +33,7 @@ from tune_lung.space_files import load_space, shipped_space_files
 from tune_lung.strategy import Objective
 from tune_lung.tuning.proposals.optuna_files import export_study, read_study, study_distributions
 
-from tests.tuned_run import write_tuned_run
+from tests.tuned_run import BEGINNING, TRIAL_TIME, as_version_2, write_tuned_run
 
 PARETO = (Objective("val_macro_recall", "max"), Objective("trainable_params", "min"))
 
@@ -47,7 +49,13 @@ def exported(run: Path, path: Path) -> optuna.Study:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return sorted(plain_rows(read_run(run).trials), key=lambda row: row["trial_id"])
+    """The rows of the table trials in the order of their proposal."""
+    return sorted(plain_rows(read_run(run).trials), key=lambda row: row["proposed_order"])
+
+
+def attributes_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as a study keeps it: moments as text."""
+    return row | {name: row[name].isoformat() for name in ("started", "ended")}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,8 @@ def test_every_trial_that_ended_is_in_the_study_with_its_state_and_value(run: Pa
         assert trial.state is states[row["status"]]
         assert trial.values == ([row["selection_score"]] if row["status"] == "completed" else None)
         assert trial.intermediate_values == {1: 0.25, 2: row["selection_score"], 3: 0.28}
-        assert trial.user_attrs == row
+        assert trial.user_attrs == attributes_of(row)
+    assert [trial.user_attrs["trial_id"] for trial in study.trials] != sorted(row["trial_id"] for row in ended)
 
 
 def test_params_are_the_axes_and_a_list_is_json_text(study: optuna.Study) -> None:
@@ -100,8 +109,39 @@ def test_params_are_the_axes_and_a_list_is_json_text(study: optuna.Study) -> Non
 def test_the_same_run_gives_the_same_moments_whenever_it_is_exported(run: Path, study: optuna.Study, tmp_path: Path) -> None:
     again = exported(run, tmp_path / "again.db")
     assert again.trials == study.trials
-    lengths = {(trial.datetime_complete - trial.datetime_start).total_seconds() for trial in study.trials}  # type: ignore[operator]
-    assert lengths == {3 * 0.125}  # 3 epochs
+    for number, trial in enumerate(study.trials):
+        started = (BEGINNING + number * timedelta(minutes=1)).replace(tzinfo=None)
+        assert (trial.datetime_start, trial.datetime_complete) == (started, started + TRIAL_TIME)
+
+
+def test_a_run_of_version_2_has_moments_that_stand_in_for_those_nobody_noted(tmp_path: Path) -> None:
+    run = as_version_2(write_tuned_run(tmp_path / "old", samples=4))
+    study = exported(run, tmp_path / "old.db")
+    begun = datetime.fromisoformat(read_run(run).manifest["started_utc"]).replace(tzinfo=None)
+    ends = {(trial.datetime_start, trial.datetime_complete) for trial in study.trials}
+    assert ends == {(begun, begun + timedelta(seconds=3 * 0.125))}  # 3 epochs each, all from the run's start
+    assert [trial.user_attrs["proposed_order"] for trial in study.trials] == list(range(1, 2 * 12, 2))
+    assert not {"started", "ended", "slot", "concurrent_trials"} & {name for one in study.trials for name in one.user_attrs}
+
+
+def test_a_study_that_version_2_wrote_comes_back_without_moments_and_without_its_wish(own_file: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(own_file)) as database, database:
+        database.execute("DELETE FROM trial_user_attributes WHERE key IN ('started', 'ended', 'slot')")
+        database.execute(
+            "UPDATE study_user_attributes SET value_json = replace(value_json, '\"schema_version\": 3', '\"schema_version\": 2')"
+        )
+    write_run(read_study(own_file), tmp_path / "back")
+    trials = read_run(tmp_path / "back").trials
+    assert len(trials) == 22
+    assert trials[["started", "ended", "slot", "concurrent_trials"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("value", ["yesterday", 7, "9999-12-31T23:59:59-23:00"])
+def test_a_moment_that_is_none_is_refused_in_one_line(own_file: Path, value: Any) -> None:
+    with closing(sqlite3.connect(own_file)) as database, database:
+        database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = 'ended'", (json.dumps(value),))
+    with pytest.raises(InputError, match=r"^Trial [0-9a-f]{16} of the study has no moment in its started or ended\.$"):
+        read_study(own_file)
 
 
 def test_exporting_importing_and_exporting_again_changes_nothing(

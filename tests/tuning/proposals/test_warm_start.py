@@ -1,7 +1,9 @@
 """What a search takes from an earlier run, and which earlier runs it refuses."""
 
+import json
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from tune_lung.space_files import load_space
 from tune_lung.strategy import Objective, Strategy
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial, Proposal, Studies
-from tune_lung.tuning.proposals.warm_start import known_trials, lesson, require_compatible
+from tune_lung.tuning.proposals.warm_start import known_trials, lesson, lessons_as_json, lessons_from_json, require_compatible
 
 from tests.small_search import run_search, sampled_options
-from tests.tuned_run import TUNED, setup_of, write_tuned_run
+from tests.tuned_run import BEGINNING, TRIAL_TIME, TUNED, as_version_2, setup_of, write_tuned_run
 
 NUM_POINTS = 3 * 8  # cells cnn, resnet18, resnet34; 8 samples each
 SAMPLERS = ("tpe", "random", "gp", "nsga2")
@@ -78,6 +80,32 @@ def test_every_finished_point_is_known_with_its_state_value_and_scores(earlier: 
         assert trial.objective_values == ((score,) if trial.state is TrialState.COMPLETE else None)
         assert trial.scores == {1: 0.25, 2: score, 3: 0.28}
         assert trial.is_comparable
+
+
+def test_points_are_learnt_from_in_the_order_of_their_proposal_with_their_times(earlier: Run, setup: SearchSetup) -> None:
+    known = known_trials(earlier, TUNED, SAMPLED, setup)
+    trials = earlier.trials.sort_values("proposed_order")
+    assert [trial.values["learning_rate"] for trial in known] == trials["learning_rate"].to_list()
+    assert [(trial.started, trial.ended) for trial in known] == [
+        (BEGINNING + number * timedelta(minutes=1), BEGINNING + number * timedelta(minutes=1) + TRIAL_TIME)
+        for number in range(24)
+    ]
+    kept = lessons_from_json(json.loads(json.dumps(lessons_as_json(known))), TUNED)
+    for learnt in (known, kept):
+        studies = Studies(TUNED, SAMPLED, seed=0, known=learnt).studies
+        assert sum(len(study.trials) for study in studies) == 24
+        for study in studies:
+            assert study.trials[0].datetime_start == min(trial.datetime_start for trial in study.trials)
+            assert {trial.duration for trial in study.trials} == {TRIAL_TIME}
+
+
+def test_a_run_of_version_2_is_learnt_from_without_times(folder: Path, setup: SearchSetup) -> None:
+    run = read_run(as_version_2(write_tuned_run(folder / "version 2", samples=4)))
+    known = known_trials(run, TUNED, SAMPLED, setup)
+    assert [(trial.started, trial.ended) for trial in known] == [(None, None)] * 12
+    assert [trial.values["learning_rate"] for trial in known] == run.trials.sort_values("proposed_order")[
+        "learning_rate"
+    ].to_list()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

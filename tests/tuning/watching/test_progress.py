@@ -11,7 +11,9 @@ from rich.console import Console
 from tune_lung.results.schema import StopReason
 from tune_lung.space import Arm, Choice, Grid, LogUniform, SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.tuning.cluster import Resources, Room
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.slots import Slots
 from tune_lung.tuning.watching.progress import ProgressView
 from tune_lung.tuning.watching.time_left import TimeLeft
 
@@ -259,7 +261,7 @@ def test_without_a_terminal_a_line_tells_it_all(recorder: Recorder):
     with view:
         view.on_step_end(0, [])
     assert re.fullmatch(
-        rf"0 of 3 done · [\d.e+]+ epochs/s · at most .+ left · 1 running · best val macro recall 90.0%: {CELL}\n",
+        rf"0 of 3 done · [\d.e+]+ epochs/s · about .+ left · 1 running · best val macro recall 90.0%: {CELL}\n",
         text.getvalue(),
     )
 
@@ -316,3 +318,53 @@ def test_repeats_of_a_point_are_told_apart(recorder: Recorder):
     start(recorder, 1)
     rows = picture_of(view, text)[-2:]
     assert [row.split(" repeat ")[1].split()[0] for row in rows] == ["0", "1"]
+
+
+def lost(recorder: Recorder, view: ProgressView, trial: LooksLikeATrial) -> None:
+    """Its worker is gone without a word: it is tried again when there is room."""
+    recorder.on_trial_error(0, [], trial)
+    view.on_trial_error(0, [], trial)
+
+
+def test_a_trial_whose_worker_is_gone_does_not_run(recorder: Recorder):
+    view, text = view_of(recorder, terminal=False)
+    trials = [start(recorder, number) for number in range(3)]
+    view.on_step_end(0, [])
+    assert "· 3 running" in text.getvalue().splitlines()[-1]
+    for trial in trials[:2]:
+        lost(recorder, view, trial)
+    view.on_step_end(0, [])
+    line = text.getvalue().splitlines()[-1]
+    assert line.startswith("0 of 6 done (2 tried again: lost worker)")
+    assert "· 1 running" in line
+    end(recorder, view, trials[2])
+    assert text.getvalue().splitlines()[-1].startswith("[1/6] ")
+
+
+def test_without_any_node_nothing_runs_and_no_time_is_foretold(recorder: Recorder):
+    now = 0.0
+    resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=64, may_grow=True)
+    recorder.slots = Slots(resources, room=lambda: Room(free=0, total=0), clock=lambda: now)
+    view, text = view_of(recorder, terminal=False, max_concurrent=64)
+    trial = start(recorder)
+    report(recorder, trial, 0.5)
+    view.on_step_end(0, [])
+    assert " left · 1 running" in text.getvalue().splitlines()[-1]
+    lost(recorder, view, trial)
+    now = 1.0
+    view.on_step_end(0, [])
+    assert "no node has room for a trial now · 0 running" in text.getvalue().splitlines()[-1]
+
+
+def test_the_time_left_counts_on_the_slots_that_there_are(recorder: Recorder):
+    """6 trials of 4 epochs and 2.5 s, one of them done: 57.5 s on one slot, 20 s on three. 100 were asked for."""
+    room, now = Room(free=0, total=1), 0.0
+    resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=100, may_grow=True)
+    recorder.slots = Slots(resources, room=lambda: room, clock=lambda: now)
+    view, text = view_of(recorder, terminal=False, max_concurrent=100, scheduler="none")
+    report(recorder, start(recorder), 0.5)
+    view.on_step_end(0, [])
+    assert re.search(r"about 5\d s left", text.getvalue().splitlines()[-1])
+    room, now = Room(free=2, total=3), 1.0
+    view.on_step_end(0, [])
+    assert re.search(r"about (19|20) s left", text.getvalue().splitlines()[-1])

@@ -5,6 +5,11 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +17,14 @@ import pandas as pd
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from tune_lung import search_flow
 from tune_lung.errors import InputError
+from tune_lung.search import main
 from tune_lung.search_options import check_trackers, search_parser
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.watching import trackers
-from tune_lung.tuning.watching.trackers import Tracker, make_trackers
+from tune_lung.tuning.watching.trackers import Tracker, make_trackers, require_trackers
 
 from tests.tuning.conftest import LooksLikeATrial, epoch_result
 
@@ -274,3 +281,80 @@ def test_an_empty_folder_of_the_packages_name_is_no_package(monkeypatch: pytest.
 def test_every_tracker_that_can_be_asked_for_can_be_opened():
     (action,) = (action for action in search_parser(None)._actions if action.dest == "tracker")
     assert set(action.choices) == set(trackers._OPEN)
+
+
+class Silent(BaseHTTPRequestHandler):
+    """Answers, and logs nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    """The address of a server that answers everything with an error."""
+    with HTTPServer(("127.0.0.1", 0), Silent) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_tracker_without_its_key_or_server_is_refused_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("wandb", reason="wandb is an extra: pip install 'tune-lung[wandb]'")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SETUP_API_KEY_HOOK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setattr(search_flow, "_prepare", lambda *_: pytest.fail("Images are decoded."))
+    messages = {
+        "wandb": "--tracker wandb has no key. Run `wandb login`, set WANDB_API_KEY, or keep all on this machine with WANDB_MODE=",
+        "mlflow": "--tracker mlflow: no server answers at 127.0.0.1, which MLFLOW_TRACKING_URI names.",
+    }
+    for name, message in messages.items():
+        assert main(["--tracker", name, "--out", str(tmp_path / "runs")]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: {message}")
+        assert printed.count("\n") == 1
+        assert "secret" not in printed
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["WANDB_MODE", "WANDB_API_KEY"])
+def test_wandb_is_taken_with_a_key_or_offline(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(name, "offline")
+    assert require_trackers(["wandb"]) == []
+
+
+def test_a_server_that_answers_anything_is_one(answering: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", answering)
+    assert len(require_trackers(["mlflow"])) <= 1
+
+
+def test_how_to_see_what_is_written_is_said_where_no_viewer_is_installed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    assert require_trackers(["tensorboard", "mlflow", "tensorboard"]) == [
+        "--tracker tensorboard: its viewer is not installed here. To see what is written: pip install tensorboard; tensorboard"
+        " --logdir RUN/tensorboard",
+        "--tracker mlflow: its viewer is not installed here. To see what is written: uvx mlflow ui --backend-store-uri"
+        " sqlite:///RUN/mlflow/mlflow.db",
+    ]
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    assert require_trackers(["tensorboard", "mlflow"]) == []
+
+
+def test_mlflow_says_nothing_of_the_tables_that_it_makes(tmp_path: Path):
+    pytest.importorskip("mlflow", reason="mlflow is an extra: pip install 'tune-lung[mlflow]'")
+    code = (
+        "import sys; from pathlib import Path; from tune_lung.tuning.watching.trackers import make_trackers;"
+        " make_trackers(['mlflow'], None, Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, timeout=200, check=True
+    )
+    assert "INFO" not in done.stdout + done.stderr

@@ -1,5 +1,6 @@
 """`--dry-run`: what a search would try, take and need, said before any of it is spent."""
 
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.progress import Progress
 from tune_lung.config import TrialConfig
 from tune_lung.data.store import PixelStore
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
+from tune_lung.screen import say
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cell_order import search_order
@@ -15,9 +17,12 @@ from tune_lung.tuning.cluster import Resources, node_offers
 from tune_lung.tuning.forecasting.forecast import CellPlan, foresee_epochs, foresee_trials, plan_cells
 from tune_lung.tuning.forecasting.probe import ProbeRequest, largest_point, probe, work_of, workload_of
 from tune_lung.tuning.forecasting.room import DiskNeed, check_disk, check_gpu_memory, check_memory, checkpoints_need
-from tune_lung.tuning.forecasting.view import Measured, Needs, show_needs, show_networks, show_plan, show_time
+from tune_lung.tuning.forecasting.view import Measured, Needs, counted, show_needs, show_networks, show_plan, show_time
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.scheduler import groups_of
+
+_SECONDS_BETWEEN_LINES = 20.0
+"""Where no bar can be drawn."""
 
 
 def dry_run(
@@ -75,14 +80,18 @@ def _measure(plans: Sequence[CellPlan], strategy: Strategy, setup: SearchSetup, 
             workload = workload_of(TrialConfig.from_point(point))
             requests.setdefault(workload, ProbeRequest(cell=plan.cell.name, point=point, repeats=strategy.repeats))
     ordered = sorted(requests, key=lambda workload: work_of(workload, image_size=setup.run.image_size), reverse=True)
+    say(console, f"Training {counted(len(ordered), 'kind')} of trial for a few steps each, to see what they take")
     with Progress(*Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("Probing", total=len(ordered))
-        costs, worker_seconds = probe(
-            [requests[workload] for workload in ordered],
-            setup,
-            slots=slots,
-            progress=lambda done: bars.update(task, completed=done),
-        )
+        task, told_at = bars.add_task("Probing", total=len(ordered)), time.monotonic()
+
+        def show(done: int) -> None:
+            nonlocal told_at
+            bars.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() - told_at >= _SECONDS_BETWEEN_LINES:
+                told_at = time.monotonic()
+                say(console, f"{done} of {len(ordered)} done")
+
+        costs, worker_seconds = probe([requests[workload] for workload in ordered], setup, slots=slots, progress=show)
     return Measured(cost_by_workload=dict(zip(ordered, costs, strict=True)), worker_seconds=worker_seconds)
 
 

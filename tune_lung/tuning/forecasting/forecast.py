@@ -98,7 +98,7 @@ class TrialCost:
     memory_bytes: int
     """Most memory of its process so far."""
     gpu_memory_bytes: int
-    """Most memory that torch took on the GPU; 0 without one."""
+    """Memory of the GPU, all images or features and the process's context included; 0 without one."""
     gpu_bytes: int
     """All memory of that GPU; 0 without one."""
 

@@ -4,7 +4,7 @@ A probe is `fit` itself on the first few images, in a Ray task with a trial's re
 search will run trials. What it writes lies in the cache for as long as it runs.
 """
 
-import itertools
+import math
 import resource
 import time
 from collections import deque
@@ -22,15 +22,19 @@ from tune_lung.config import CnnConfig, PointValue, ResNetConfig, TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import OpenPart, Part, PixelStore
 from tune_lung.errors import InputError
-from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
+from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame, stored_tensors
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import load_changing_state, network_outline
+from tune_lung.results.schema import FailureKind
 from tune_lung.space import Cell
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints, load
 from tune_lung.training.fit import EpochResult, fit
+from tune_lung.training.inputs import bytes_kept_on_gpu
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import features_bytes, features_key, has_features, has_room_for_features, settle_prefix
-from tune_lung.tuning.device import claim_device
+from tune_lung.tuning.cluster import task_options
+from tune_lung.tuning.device import GPU_CONTEXT_BYTES, claim_device
+from tune_lung.tuning.failures import kind_of, line_of, text_of
 from tune_lung.tuning.forecasting.forecast import TrialCost
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.trainable import network_facts
@@ -87,7 +91,7 @@ def _mult_adds(network: CnnConfig | ResNetConfig, image_size: int) -> int:
 def probe(
     requests: Sequence[ProbeRequest], setup: SearchSetup, *, slots: int, progress: Callable[[int], None]
 ) -> tuple[list[TrialCost], float]:
-    """Measure every kind of trial, each while all slots are busy.
+    """Measure every kind of trial once, each while all slots are busy.
 
     Args:
         requests: The kinds, those with most work first, so that the last ones run together.
@@ -103,20 +107,21 @@ def probe(
     """
     started = time.monotonic()
     shared = ray.put(setup)
-    resources = {"num_cpus": setup.cpus_per_trial, "num_gpus": setup.gpus_per_trial, "max_retries": 0}
-    begin, measure = ray.remote(begin_work).options(**resources), ray.remote(measure_trial).options(**resources)
-    ray.get([begin.remote(shared) for _ in range(slots)])
+    options = task_options(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
+    begin, measure = ray.remote(**options)(begin_work), ray.remote(**options)(measure_trial)
+    for begun in [begin.remote(shared) for _ in range(slots)]:
+        _result_of(begun, slots)
     worker_seconds = time.monotonic() - started
 
-    waiting, fillers = deque(range(len(requests))), itertools.cycle(reversed(range(len(requests))))
+    waiting, filler = deque(range(len(requests))), len(requests) - 1
     running: dict[Any, int] = {}
     costs: dict[int, TrialCost] = {}
     while len(costs) < len(requests):
         while len(running) < slots:
-            number = waiting.popleft() if waiting else next(fillers)  # again, only to keep the slot busy
+            number = waiting.popleft() if waiting else filler  # the one with least work again, only to keep the slot busy
             running[measure.remote(requests[number], shared)] = number
         (done,), _ = ray.wait(list(running), num_returns=1)
-        costs.setdefault(running.pop(done), _cost_of(done, slots))
+        costs.setdefault(running.pop(done), _result_of(done, slots))
         progress(len(costs))
     ray.wait(list(running), num_returns=max(1, len(running)))  # they tidy up after themselves
     return [costs[number] for number in range(len(requests))], worker_seconds
@@ -131,7 +136,7 @@ def measure_trial(request: ProbeRequest, setup: SearchSetup) -> TrialCost:
     """Measure one kind of trial in this process.
 
     Raises:
-        InputError: It does not fit into the GPU's memory.
+        InputError: It does not fit into memory.
     """
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
@@ -140,25 +145,40 @@ def measure_trial(request: ProbeRequest, setup: SearchSetup) -> TrialCost:
         jobs = [setup.training_job(plan, store=store, device=device, cache=cache) for plan in plans]
         try:
             return _measure(jobs, cache, folder)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if kind_of(text_of(error), silent_seconds=0.0, hang_seconds=math.inf) is not FailureKind.OUT_OF_MEMORY:
+                raise
+            room, share = "this machine's memory", "run fewer trials at once with --max-concurrent"
+            if device.type == "cuda":
+                room, share = "the GPU's memory", "give each trial more of a GPU with --gpus-per-trial"
             raise InputError(
-                f"Trials of cell '{request.cell}' with batch_size {plans[0].trial.batch_size} do not fit into the GPU's memory."
-                " Lower batch_size or --image-size, or give each trial more of a GPU with --gpus-per-trial."
+                f"Trials of cell '{request.cell}' with batch_size {plans[0].trial.batch_size} do not fit into {room}."
+                f" Lower batch_size or --image-size, or {share}."
             ) from error
 
 
-def _cost_of(reference: Any, slots: int) -> TrialCost:
+def _result_of(reference: Any, slots: int) -> Any:
+    """Wait for what a probe gives.
+
+    Raises:
+        InputError: It met what a trial would meet, and the user can mend.
+    """
     try:
-        return ray.get(reference)  # type: ignore[no-any-return]
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, InputError):
             raise error.cause from error
+        text = text_of(error)
+        kind = kind_of(text, silent_seconds=0.0, hang_seconds=math.inf)
+        if kind is FailureKind.UNFIT_NODE:
+            fault = line_of(kind, text).removeprefix(f"{kind}: ").removesuffix(".")
+            raise InputError(f"A trial cannot be trained here: {fault}. Mend that.") from error
+        if kind in (FailureKind.OUT_OF_MEMORY, FailureKind.LOST_WORKER):
+            raise InputError(
+                f"A probe's process died, most likely for want of memory: {slots} trials ran at once. Lower --max-concurrent,"
+                " batch_size or --image-size."
+            ) from error
         raise
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise InputError(
-            f"A probe's process died, most likely for want of memory: {slots} trials ran at once. Lower --max-concurrent,"
-            " batch_size or --image-size."
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +242,7 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
     validation_share = _num_images(full, "validation") / _num_images(job, "validation")
     share = _num_images(full, "train", "validation") / _num_images(job, "train", "validation")
     on_gpu, uses_features = job.device.type == "cuda", first.prefix_seconds is not None
+    gpu_bytes = torch.cuda.get_device_properties(job.device).total_memory if on_gpu else 0
     features_seconds = first.prefix_seconds or 0.0
     not_start = first.epoch_seconds + first.validation_seconds + checkpoints.seconds_of_first() + features_seconds
     settle_seconds = 0.0 if uses_features else _settle_seconds(job)
@@ -236,9 +257,40 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
         last_seconds=fmean(checkpoints.last_seconds),
         test_seconds=_test_seconds(job, checkpoints, num_images=full.store.num_images["test"]),
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        gpu_memory_bytes=torch.cuda.max_memory_reserved(job.device) if on_gpu else 0,
-        gpu_bytes=torch.cuda.get_device_properties(job.device).total_memory if on_gpu else 0,
+        gpu_memory_bytes=gpu_bytes_of(
+            full,
+            job,
+            uses_features=uses_features,
+            reserved_bytes=torch.cuda.max_memory_reserved(job.device),
+            gpu_bytes=gpu_bytes,
+        )
+        if on_gpu
+        else 0,
+        gpu_bytes=gpu_bytes,
     )
+
+
+def gpu_bytes_of(full: TrainingJob, few: TrainingJob, *, uses_features: bool, reserved_bytes: int, gpu_bytes: int) -> int:
+    """Count the GPU memory of a trial by what a few images took: all its images, or features, may lie there, and a context.
+
+    Args:
+        full: The trial.
+        few: The same over a few images.
+        uses_features: Whether it trains on features.
+        reserved_bytes: Most that torch took for the few.
+        gpu_bytes: All memory of the GPU.
+    """
+    all_kept, few_kept = (
+        bytes_kept_on_gpu(_train_bytes(job, uses_features=uses_features), free_bytes=gpu_bytes) for job in (full, few)
+    )
+    return reserved_bytes + all_kept - few_kept + GPU_CONTEXT_BYTES
+
+
+def _train_bytes(job: TrainingJob, *, uses_features: bool) -> int:
+    """Count the bytes of what batches are taken from: features of the training images, or their pixels and masks."""
+    if uses_features:
+        return features_bytes(job) * _num_images(job, "train") // _num_images(job, "train", "validation")
+    return sum(values.nbytes for values in stored_tensors(job.train, job.transform()) if values is not None)
 
 
 def _small_job(full: TrainingJob, cache: Cache, folder: Path) -> TrainingJob:

@@ -17,7 +17,7 @@ from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import checkpoint_bytes
-from tune_lung.tuning.cluster import NodeOffer, Resources
+from tune_lung.tuning.cluster import NodeOffer, Resources, trials_a_gpu
 from tune_lung.tuning.forecasting.forecast import CellPlan, plan_cells
 
 _LEAST_WORKER_BYTES = 600_000_000
@@ -211,7 +211,7 @@ def check_gpu_memory(*, gpus_per_trial: float, trial_bytes: int, gpu_bytes: int)
     Raises:
         InputError: The GPU has too little.
     """
-    num_sharing = int(1 / gpus_per_trial) if 0 < gpus_per_trial < 1 else 1
+    num_sharing = trials_a_gpu(gpus_per_trial) if gpus_per_trial else 1
     if num_sharing * trial_bytes > gpu_bytes:
         raise InputError(
             f"{num_sharing} trials on one GPU need {size_text(num_sharing * trial_bytes)} of its memory, and it has"

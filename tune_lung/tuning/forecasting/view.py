@@ -168,8 +168,8 @@ def _cells_text(plans: Sequence[CellPlan], *, width: int) -> str:
     names = [name.replace(" ", _NO_BREAK) for name in names]
     if len(shown) < len(plans):
         names.append(f"and {len(plans) - len(shown)} more")
-    points = f"{_counted(max(counts), 'point')} each" if are_equal else _counted(total, "point")
-    text = f"{_counted(len(plans), 'cell')}, {points}: {'; '.join(names)}"
+    points = f"{counted(max(counts), 'point')} each" if are_equal else counted(total, "point")
+    text = f"{counted(len(plans), 'cell')}, {points}: {'; '.join(names)}"
     return textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False).replace(_NO_BREAK, " ")
 
 
@@ -195,7 +195,8 @@ def _spread_text(seconds: Sequence[float]) -> str:
     return f"{fmean(seconds):.3g}{spread}"
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """Write a number of things, such as `3 cells`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 

@@ -33,14 +33,14 @@ from tune_lung.files import plain_json, whole_file
 from tune_lung.results.imported import ForeignSearch, ForeignTrial, RecordedRun, RecordedTrial, as_field, run_of
 from tune_lung.results.ledger import Row
 from tune_lung.results.manifest import require_manifest
-from tune_lung.results.reader import Run, plain_rows
+from tune_lung.results.reader import Run, in_order_of_proposal, plain_rows
 from tune_lung.results.schema import SCHEMA_VERSION, TrialStatus, table_schema
 from tune_lung.scratch import ScratchFolder
-from tune_lung.shapes import Count, ListOf, Text, WrongShapeError, require_shape
+from tune_lung.shapes import Count, ListOf, Moment, Text, WrongShapeError, require_shape
 from tune_lung.space import Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace, Uniform
 from tune_lung.strategy import Objective, recorded_objectives
 from tune_lung.tuning.proposals.database_copies import sound_copy
-from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, outcome_of
+from tune_lung.tuning.proposals.studies import as_parameter, distribution_of, objective_values, optuna_moment, outcome_of
 
 _MANIFEST = "tune_lung_manifest"
 """The study's user attribute that says that we wrote it, and from what run."""
@@ -51,6 +51,8 @@ _STATUSES = {
 }
 _MOST_BYTES = 4 * 10**9
 _LARGEST_BOUND = 2**31
+_MOMENTS = ("started", "ended")
+"""Columns that a study keeps as text."""
 _METRICS = ("val_loss", "val_macro_recall", "val_micro_recall")
 
 
@@ -123,6 +125,7 @@ class _TrialShape(TypedDict):
 
 _TRIALS = TypeAdapter(ListOf[_TrialShape])
 _METRIC_NAMES = TypeAdapter(list[Text])
+_MOMENT = TypeAdapter(Moment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,21 +236,21 @@ def _write_study(storage: RDBStorage, run: Run, trials: Sequence[FrozenTrial]) -
 
 
 def _frozen_trials(run: Run) -> list[FrozenTrial]:
-    """Make a trial of each row that does not run any more, in the order of their ids: the ledger knows no other."""
+    """Make a trial of each row that does not run any more, in the order of their proposal."""
     space, objectives = SearchSpace.from_json(run.manifest["space"]), _objectives(run)
     distributions_by_arm = study_distributions(space)
     distributions_by_cell = {cell.name: distributions_by_arm[cell.arm] for cell in space.cells()}
     epochs = {str(trial_id): plain_rows(own) for trial_id, own in run.epochs.groupby("trial_id")}
-    started = datetime.fromisoformat(run.manifest["started_utc"]).astimezone(UTC).replace(tzinfo=None)  # Optuna's are naive
+    run_started = datetime.fromisoformat(run.manifest["started_utc"])
     return [
         _frozen_trial(
             row,
             objectives,
             distributions_by_cell.get(row["cell"], {}),
             epochs.get(row["trial_id"], []) if len(objectives) == 1 else [],
-            started,
+            run_started,
         )
-        for row in sorted(plain_rows(run.trials), key=lambda row: row["trial_id"])
+        for row in in_order_of_proposal(run.trials)
         if row["status"] != TrialStatus.RUNNING
     ]
 
@@ -257,9 +260,13 @@ def _frozen_trial(
     objectives: Sequence[Objective],
     distributions: Mapping[str, BaseDistribution],
     epochs: Sequence[Row],
-    started: datetime,
+    run_started: datetime,
 ) -> FrozenTrial:
-    """Lay a row out as Optuna keeps a trial; as it has no moments of its own, it starts with the run."""
+    """Lay a row out as Optuna keeps a trial.
+
+    Optuna wants moments of each: one that has none, as those of older versions, starts with the run and takes as long as its
+    training passes.
+    """
     state, values = outcome_of(TrialStatus(row["status"]), objective_values(row, objectives))
     params = {name: as_parameter(checked_value(name, row[name])) for name in distributions if name in row}
     try:
@@ -268,15 +275,16 @@ def _frozen_trial(
             values=values,
             params=params,
             distributions={name: distributions[name] for name in params},
-            user_attrs=dict(row),
+            user_attrs={name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()},
             intermediate_values={epoch["epoch"]: epoch["selection_score"] for epoch in epochs if "selection_score" in epoch},
         )
     except ValueError as error:
         raise InputError(
             f"Trial {row['trial_id']} of the run lies outside the run's own space: it is none of its search."
         ) from error
-    trial.datetime_start = started
-    trial.datetime_complete = started + timedelta(seconds=row.get("epochs_run", 0) * row.get("epoch_seconds_mean", 0))
+    started = row.get("started", run_started)
+    ended = row.get("ended", started + timedelta(seconds=row.get("epochs_run", 0) * row.get("epoch_seconds_mean", 0)))
+    trial.datetime_start, trial.datetime_complete = optuna_moment(started), optuna_moment(ended)
     return trial
 
 
@@ -300,11 +308,10 @@ def _own_run(manifest: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> Reco
         raise InputError(
             f"The study was written by a newer tune_lung (tables of version {manifest['schema_version']}). Update it."
         )
-    columns = table_schema("trials", ()).names
     ours = [trial for trial in trials if "trial_id" in trial.user_attrs]
     recorded = tuple(
         RecordedTrial(
-            row={name: trial.user_attrs[name] for name in columns if name in trial.user_attrs},
+            row=_own_row(trial.user_attrs, version=manifest["schema_version"]),
             epochs=tuple({"epoch": epoch, "selection_score": score} for epoch, score in trial.intermediate_values.items()),
         )
         for trial in ours
@@ -312,6 +319,14 @@ def _own_run(manifest: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> Reco
     num_others = len(trials) - len(ours)
     notes = (f"Left out {num_others} of {len(trials)} trials that tune_lung did not write",) if num_others else ()
     return RecordedRun(manifest=manifest, trials=recorded, notes=notes)
+
+
+def _own_row(attributes: Mapping[str, Any], *, version: int) -> dict[str, Any]:
+    """Read back a row of the table `trials`; what its version did not measure is left out."""
+    row = {name: attributes[name] for name in table_schema("trials", ()).names if name in attributes}
+    if version < 3:  # it held what was asked for
+        row.pop("concurrent_trials", None)
+    return row | {name: require_shape(_MOMENT, row[name]) for name in _MOMENTS if name in row}
 
 
 def _foreign_run(study: _FoundStudy) -> RecordedRun:

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,6 +76,10 @@ class KnownTrial:
     """What it gave, one number for each objective; None where it failed or was stopped."""
     scores: Mapping[int, float]
     """Its selection score by epoch."""
+    started: datetime | None = None
+    """When it started first, UTC; None where nobody noted it."""
+    ended: datetime | None = None
+    """When it ended last, UTC."""
     is_comparable: bool = True
     """Whether the search would train the same; False where images or weights were others and numbers mean something else."""
 
@@ -253,15 +258,16 @@ class Studies:
         distributions = self._distributions(trial.cell)
         values = dict(trial.cell.grid) | dict(trial.values)
         study = self._study_of(trial.cell)
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=trial.state,
-                values=None if trial.objective_values is None else list(trial.objective_values),
-                params={name: as_parameter(values[name]) for name in distributions},
-                distributions=distributions,
-                intermediate_values=dict(trial.scores) if self._strategy.has_one_objective else {},
-            )
+        learnt = optuna.trial.create_trial(
+            state=trial.state,
+            values=None if trial.objective_values is None else list(trial.objective_values),
+            params={name: as_parameter(values[name]) for name in distributions},
+            distributions=distributions,
+            intermediate_values=dict(trial.scores) if self._strategy.has_one_objective else {},
         )
+        if trial.started is not None and trial.ended is not None:
+            learnt.datetime_start, learnt.datetime_complete = optuna_moment(trial.started), optuna_moment(trial.ended)
+        study.add_trial(learnt)
         self._by_point[_point_key(trial.cell, trial.values)] = _Asked(study=study, outcome=(trial.state, trial.objective_values))
 
     def _study_of(self, cell: Cell) -> optuna.Study:
@@ -332,6 +338,11 @@ def distribution_of(axis: SampledAxis) -> BaseDistribution:
     if isinstance(axis, IntRange):
         return IntDistribution(axis.low, axis.high, step=axis.step)
     return FloatDistribution(axis.low, axis.high, log=isinstance(axis, LogUniform))
+
+
+def optuna_moment(moment: datetime) -> datetime:
+    """Write a moment as Optuna keeps it: in UTC, without a zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def as_parameter(value: PointValue) -> CategoricalChoiceType:

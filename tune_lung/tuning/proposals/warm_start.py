@@ -8,7 +8,7 @@ best point is tried first and its score is measured anew.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from optuna.trial import TrialState
 from pydantic import Field, TypeAdapter
@@ -17,9 +17,9 @@ from typing_extensions import TypedDict
 from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, checked_value
 from tune_lung.errors import InputError, shortened
 from tune_lung.files import DamagedFileError
-from tune_lung.results.reader import Run, plain_rows
+from tune_lung.results.reader import Run, in_order_of_proposal, plain_rows
 from tune_lung.results.schema import TrialStatus
-from tune_lung.shapes import ListOf, Number, Text, WrongShapeError, require_shape
+from tune_lung.shapes import ListOf, Moment, Number, Text, WrongShapeError, require_shape
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Objective, Strategy, recorded_objectives
@@ -65,8 +65,8 @@ def known_trials(earlier: Run, space: SearchSpace, strategy: Strategy, setup: Se
         setup: Says what each point would train now.
 
     Returns:
-        Every finished point that the new search would train the same, told as the mean of its repeats; of the others each
-        cell's best one, marked as not comparable.
+        Every finished point that the new search would train the same, told as the mean of its repeats, in the order of their
+        proposal; of the others each cell's best one, marked as not comparable.
 
     Raises:
         InputError: The run is not compatible.
@@ -88,6 +88,8 @@ def lessons_as_json(known: Sequence[KnownTrial]) -> dict[str, Any]:
             "state": trial.state.name,
             "objective_values": None if trial.objective_values is None else list(trial.objective_values),
             "scores": [[epoch, score] for epoch, score in trial.scores.items()],
+            "started": None if trial.started is None else trial.started.isoformat(),
+            "ended": None if trial.ended is None else trial.ended.isoformat(),
             "is_comparable": trial.is_comparable,
         }
         for trial in known
@@ -123,6 +125,8 @@ class _Lesson(TypedDict):
     objective_values: list[Number] | None
     scores: ListOf[Annotated[list[Number], Field(min_length=2, max_length=2)]]
     """Pairs of an epoch and its score."""
+    started: NotRequired[Moment | None]
+    ended: NotRequired[Moment | None]
     is_comparable: bool
 
 
@@ -151,6 +155,8 @@ def _known(lesson: _Lesson, cells: Mapping[str, Cell], strategy: Strategy) -> Kn
         state=state,
         objective_values=None if numbers is None else tuple(numbers),
         scores=scores,
+        started=lesson.get("started"),
+        ended=lesson.get("ended"),
         is_comparable=lesson["is_comparable"],
     )
 
@@ -197,21 +203,27 @@ class _Point:
         """Tell it as a study hears of it; seeds are not compared, so with repeats there are no scores by epoch."""
         outcomes = [outcome_of(TrialStatus(row["status"]), objective_values(row, objectives)) for row in self.rows]
         state, values = outcome_of_repeats(outcomes)
+        starts, ends = ([row[name] for row in self.rows if name in row] for name in ("started", "ended"))
         return KnownTrial(
             cell=self.cell,
             values=self.values,
             state=state,
             objective_values=values,
             scores=scores.get(self.rows[0]["trial_id"], {}) if len(self.rows) == 1 else {},
+            started=min(starts, default=None),
+            ended=max(ends, default=None),
             is_comparable=self.is_comparable,
         )
 
 
 def _finished_points(earlier: Run, space: SearchSpace, setup: SearchSetup) -> list[_Point]:
-    """Group the trials by cell and sampled values; a point of which a trial still runs is not finished."""
+    """Group the trials by cell and sampled values, in the order of their proposal.
+
+    A point of which a trial still runs is not finished.
+    """
     cells = {cell.name: cell for cell in space.cells()}
     rows_by_point: dict[tuple[str, tuple[PointValue, ...]], list[dict[str, Any]]] = defaultdict(list)
-    for row in plain_rows(earlier.trials):
+    for row in in_order_of_proposal(earlier.trials):
         cell = cells.get(row["cell"])
         if cell is not None and cell.axes.keys() <= row.keys():
             values = {name: checked_value(name, row[name]) for name in cell.axes}

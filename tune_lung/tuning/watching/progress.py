@@ -60,7 +60,6 @@ class ProgressView(DriverOnly, Callback):
         self._time_left = time_left
         self._shown_fields = {cell.name: (*cell.axes, *(("repeat",) if strategy.repeats > 1 else ())) for cell in space.cells()}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_interactive else None
-        self._most_running = 1
         started_at = self._shown_at = time.monotonic()
         self._searched_seconds = searched_seconds or (lambda: time.monotonic() - started_at)
 
@@ -77,8 +76,6 @@ class ProgressView(DriverOnly, Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Redraw the live view, or print a line, when it is time."""
-        # A cluster grows, and Ray needs a moment between two trials: as many slots as were ever busy count.
-        self._most_running = max(self._most_running, len(self._recorder.running()))
         wait = _SECONDS_BETWEEN_REDRAWS if self._live else _SECONDS_BETWEEN_LINES
         if time.monotonic() - self._shown_at < wait:
             return
@@ -93,7 +90,7 @@ class ProgressView(DriverOnly, Callback):
         record = self._recorder.record_of(trial.trial_id)
         if record is None:  # taken out of the queue before its start
             return
-        num_ended = len(self._recorder.records) - len(self._recorder.running())
+        num_ended = sum(each.status is not TrialStatus.RUNNING for each in self._recorder.records)
         num_trials = self._time_left.num_trials
         prefix, outcome = f"[{num_ended:>{len(str(num_trials))}}/{num_trials}] ", f": {_outcome(record)}"
         self._print_line(prefix + self._label(record, room=len(prefix) + len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
@@ -104,7 +101,7 @@ class ProgressView(DriverOnly, Callback):
         if failure is None or record is None or failure.is_final:
             self.on_trial_complete(iteration, trials, trial)
         else:
-            outcome = f": {failure.text}; tried again"
+            outcome = f": {failure.text.removesuffix('.')}; tried again"
             self._print_line(self._label(record, room=len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
 
     def _print_line(self, line: str) -> None:
@@ -128,12 +125,10 @@ class ProgressView(DriverOnly, Callback):
         told = [f"{counts[TrialStatus.STOPPED]} stopped"] if counts[TrialStatus.STOPPED] else []
         told += [f"{count} failed: {_words(kind)}" for kind, count in kinds.items()]
         told += [f"{count} tried again: {_words(kind)}" for kind, count in self._recorder.retried().items()]
-        left = self._time_left.text(
-            records,
-            slots=min(self._most_running, self._max_concurrent),
-            elapsed_seconds=self._searched_seconds(),
-            now=now,
-        )
+        slots = min(self._recorder.slots.num_live(), self._max_concurrent)
+        left = "no node has room for a trial now"
+        if slots:
+            left = self._time_left.text(records, slots=slots, elapsed_seconds=self._searched_seconds(), now=now)
         return [f"{ended} ({', '.join(told)})" if told else ended, *self._speed(records, now), left]
 
     def _speed(self, records: list[TrialRecord], now: float) -> list[str]:

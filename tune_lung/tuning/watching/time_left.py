@@ -26,9 +26,9 @@ class _Pace:
 
 
 class TimeLeft:
-    """Bounds a search's time from the trials seen so far.
+    """Foresees a search's time from the trials seen so far; the budget alone bounds it, for what comes may be slower.
 
-    Without a scheduler every trial is taken to run all its epochs: the bound is a true one. With one, a trial is expected
+    Without a scheduler every trial is taken to run all its epochs. With one, a trial is expected
     to run as long as those that ran longer than it has run, on average, and a trial to come as long as one of those
     started. A cell that has not been seen is taken to be as slow for its work as the slowest one seen of its kind, CNN or
     ResNet; the CNN's wide layers take longer for the same work.
@@ -61,8 +61,7 @@ class TimeLeft:
             return "time budget spent"
         if seconds is None:
             return "time left not known yet"
-        is_bound = seconds == budget or not self._stops_trials
-        return f"{'at most' if is_bound else 'about'} {duration(seconds)} left"
+        return f"{'at most' if seconds == budget else 'about'} {duration(seconds)} left"
 
     def seconds(self, records: Sequence[TrialRecord], *, slots: int, elapsed_seconds: float, now: float) -> float | None:
         """Compute how long it still takes.

@@ -6,12 +6,19 @@ They are handed our records, never Ray's results: those carry host name, address
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import chdir, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from ray.air.constants import TRAINING_ITERATION
 from ray.tune import Callback
@@ -28,6 +35,78 @@ from tune_lung.tuning.trial_record import TrialRecord
 from tune_lung.working_folder import neutral_folder
 
 _log = logging.getLogger(__name__)
+
+
+def require_trackers(names: Iterable[str]) -> list[str]:
+    """Refuse a tracker that could not be opened, before anything is done for the run.
+
+    Args:
+        names: As in `make_trackers`.
+
+    Returns:
+        Lines on how to see what they will have written, where no viewer is installed here.
+
+    Raises:
+        InputError: W&B has no key, or MLflow's server does not answer.
+    """
+    notes = []
+    for name in dict.fromkeys(names):
+        if name == "wandb":
+            _require_wandb_key()
+        elif name == "mlflow" and (address := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+            _require_server(address)
+        viewer = _VIEWERS.get(name)
+        if viewer is not None and find_spec(viewer.module) is None:
+            notes.append(f"--tracker {name}: its viewer is not installed here. To see what is written: {viewer.command}")
+    return notes
+
+
+class _Viewer(NamedTuple):
+    """What shows what a tracker has written."""
+
+    module: str
+    """There where it is installed."""
+    command: str
+    """Fetches and starts it."""
+
+
+_VIEWERS = {
+    "tensorboard": _Viewer("tensorboard", "pip install tensorboard; tensorboard --logdir RUN/tensorboard"),
+    "mlflow": _Viewer("flask", "uvx mlflow ui --backend-store-uri sqlite:///RUN/mlflow/mlflow.db"),
+}
+_SECONDS_TO_ANSWER = 10.0
+
+
+def _require_wandb_key() -> None:
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled") or os.environ.get("WANDB_API_KEY"):
+        return
+    if os.environ.get("WANDB_SETUP_API_KEY_HOOK"):  # Ray asks it
+        return
+    with neutral_folder() as neutral, chdir(neutral), redirect_stderr(StringIO()):  # it warns of how Ray, too, asks it
+        import wandb
+
+        key = wandb.api.api_key
+    if not key:
+        raise InputError(
+            "--tracker wandb has no key. Run `wandb login`, set WANDB_API_KEY, or keep all on this machine with"
+            " WANDB_MODE=offline; `wandb sync` sends that later."
+        )
+
+
+def _require_server(address: str) -> None:
+    """See that something answers, whatever it says: MLflow itself would ask for minutes."""
+    host = urlsplit(address).hostname  # no user, no password
+    try:
+        urlopen(address, timeout=_SECONDS_TO_ANSWER).close()  # noqa: S310 - it begins with http
+    except HTTPError as answer:
+        answer.close()
+    except (OSError, ValueError, HTTPException) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):  # it answers; whom it is trusted by is MLflow's to know
+            return
+        raise InputError(
+            f"--tracker mlflow: no server answers at {host}, which MLFLOW_TRACKING_URI names. Start it, or unset the variable:"
+            " then the run has a database of its own."
+        ) from error
 
 
 def make_trackers(names: Sequence[str], recorder: Recorder, run_root: Path) -> list[Callback]:
@@ -122,7 +201,7 @@ class Tracker(DriverOnly, Callback):
 
     def _log_epoch(self, tracked: TrackedTrial, row: Mapping[str, Any]) -> None:
         epoch = row["epoch"]
-        numbers = {name: value for name, value in row.items() if name != "epoch"}
+        numbers = {name: value for name, value in row.items() if name not in ("epoch", "ended")}
         self._logger.log_trial_result(epoch, tracked, numbers | {TRAINING_ITERATION: epoch})
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
@@ -179,7 +258,7 @@ def _open_tensorboard(_: Path) -> LoggerCallback:
 
 def _open_mlflow(run_root: Path) -> LoggerCallback:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing about a run leaves the machine unasked
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of every table that it makes
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     address = os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow(run_root)
