@@ -25,6 +25,7 @@ from tune_lung.search_flow import _known_trials
 from tune_lung.search_options import search_parser
 from tune_lung.search_request import SearchRequest
 from tune_lung.search_supervision import Supervised, _write_end, opened_ledger, supervise
+from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.trial_record import TrialRecord
@@ -272,7 +273,7 @@ def test_the_end_names_what_failed_for_a_cause_that_may_be_mended(
             found=None,
             seconds_before=(0.0, 0.0),
         )
-        assert supervise(supervised, Console(width=1000)) is None
+        assert supervise(supervised, Console(width=1000), ClusterWatch(None)) is None
     printed = capsys.readouterr().out
     assert (told is None) == ("may be mended" not in printed)
     assert told is None or told in printed

@@ -5,6 +5,7 @@ not name is left alone, for newer versions add to what they write.
 """
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -77,7 +78,10 @@ def _encodable(text: str) -> str:
 
 
 def _moment(text: object) -> datetime:
-    moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    moment = None
+    if isinstance(text, str):
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(text)
     if moment is None or moment.tzinfo is None or not FIRST_MOMENT <= moment < LAST_MOMENT:
         raise ValueError("It is no moment of a search.")
     return moment.astimezone(UTC)

@@ -98,7 +98,8 @@ def test_decisions_come_in_the_order_in_which_they_were_taken(root):
     ledger = Ledger(root)
     numbers = {"za": (4, 1), "zb": (3,), "zc": (2, 5)}
     for trial_id, own in numbers.items():
-        ledger.write_decisions([{"decision": number, "trial_id": trial_id, "verdict": "continue"} for number in own])
+        row = {"trial_id": trial_id, "cell": "cnn", "rung_epoch": 1, "value": 0.5, "verdict": "continue"}
+        ledger.write_decisions([row | {"decision": number} for number in own])
     decisions = read_run(root).decisions
     assert decisions["decision"].to_list() == [1, 2, 3, 4, 5]
     assert decisions["trial_id"].to_list() == ["za", "zc", "zb", "za", "zc"]

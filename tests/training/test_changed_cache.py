@@ -55,6 +55,9 @@ def write_images(folder: Path) -> Path:
         has_mask_M=np.concatenate([part.has_mask_N for part in parts.values()]),
         labels_M=np.concatenate([part.labels_N for part in parts.values()]),
         image_ids=[f"{number:016x}" for number in range(40)],
+        whites={255: 40},
+        mask_whites={},
+        num_far_below_white=0,
     )
     folder.mkdir(parents=True)
     splits: list[Any] = [name for name, part in parts.items() for _ in part.labels_N]

@@ -88,7 +88,7 @@ def test_what_a_trials_set_up_raises_is_sorted_by_its_cause(
     names = (10, *ERRORS)
     space = SearchSpace(arms=(Arm(model="cnn", max_epochs=1, batch_size=Choice(*names)),), name="raising")
     strategy = Strategy.for_space(space, sampler="exhaustive", scheduler="none")
-    facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={})
+    facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2})
     manifest = new_manifest(
         name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=setup.run, data=facts, weights={}
     )

@@ -97,7 +97,7 @@ def test_on_a_node_with_a_cache_of_its_own_too(searching: SearchSetup, tmp_path:
 
 
 def test_a_store_is_decoded_anew_only_where_it_is_damaged(searching: SearchSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_decode_all", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(prepare_module, "_decode_all", lambda *_: pytest.fail("decoded"))
     for _ in range(2):
         searching.open_store()
 
@@ -114,10 +114,10 @@ def open_beside(setup: SearchSetup, log: Path) -> None:
     """Open the store in a process of its own; who decodes images says so, and takes its time."""
     decode_all = prepare_module._decode_all
 
-    def slowly(recipe: Any) -> Iterator[Any]:
+    def slowly(*arguments: Any) -> Iterator[Any]:
         with log.open("a") as file:
             file.write("decoded\n")
-        yield from decode_all(recipe)
+        yield from decode_all(*arguments)
 
     prepare_module._decode_all = slowly  # type: ignore[assignment]
     with log.with_name(f"{log.name}-answers").open("a") as file:

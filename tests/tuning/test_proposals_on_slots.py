@@ -97,7 +97,9 @@ class Searched:
         )
         samples = {} if space.is_grid else {"samples": NUM_TRIALS, "scheduler": "none"}
         strategy = Strategy.for_space(space, **samples)
-        facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={})
+        facts = DataFacts(
+            fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2}
+        )
         manifest = new_manifest(
             name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
         )

@@ -165,18 +165,6 @@ def test_what_is_to_be_tested_and_has_no_good_network_is_trained_again(
     assert not reopen_untestable(recorder, strategy_of(**changes), setup_of(tmp_path), Ledger.open(root))
 
 
-def test_a_cells_best_trial_whose_checkpoint_is_damaged_is_trained_again(run: Path) -> None:
-    trials = read_run(run).trials
-    cell = trials[(trials["cell"] == "cnn") & trials["status"].isin(["completed", "stopped"])]
-    best = cell.loc[cell["selection_score"].idxmax(), "trial_id"]
-    for path in run.glob("checkpoints/*/best.safetensors"):  # those that are not a cell's best stay as they are
-        if path.parent.name in (best, cell["trial_id"].iloc[0]):
-            path.write_bytes(b"")
-    earlier, _, _, _ = resumed(run)
-    changed = {record.plan.trial_id for record in earlier.records if record.status is TrialStatus.RUNNING}
-    assert changed == {best, *trials.loc[trials["status"] == "running", "trial_id"]}
-
-
 def test_moments_and_slots_come_back_and_a_trial_that_goes_on_keeps_its_first_start(run: Path) -> None:
     earlier, _, _, recorder = resumed(run)
     before = read_run(run).trials.set_index("trial_id")

@@ -28,6 +28,9 @@ def trained(setup: SearchSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         has_mask_M=np.zeros(20, bool),
         labels_M=np.arange(20) % 2,
         image_ids=[f"{number:016x}" for number in range(20)],
+        whites={255: 20},
+        mask_whites={},
+        num_far_below_white=0,
     )
     (tmp_path / "store").mkdir()
     write_store(tmp_path / "store", images, splits=SPLITS, classes=("a", "b"), synthetic=True)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from itertools import accumulate, count
 from typing import Any
 
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
@@ -104,7 +104,7 @@ class _TrialRow(TypedDict):
     epochs_run: Count
     cpus: Amount
     gpus: Amount
-    concurrent_trials: Count
+    concurrent_trials: NotRequired[Count]
 
 
 class _EpochRow(TypedDict):

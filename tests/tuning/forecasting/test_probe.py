@@ -49,6 +49,9 @@ def stored(setup: SearchSetup, tmp_path: Path) -> SearchSetup:
         has_mask_M=np.zeros(len(splits), bool),
         labels_M=np.arange(len(splits)) % 2,
         image_ids=[f"{number:016x}" for number in range(len(splits))],
+        whites={255: len(splits)},
+        mask_whites={},
+        num_far_below_white=0,
     )
     folder = tmp_path / "store"
     folder.mkdir()

@@ -140,7 +140,9 @@ def test_a_study_that_version_2_wrote_comes_back_without_moments_and_without_its
 def test_a_moment_that_is_none_is_refused_in_one_line(own_file: Path, value: Any) -> None:
     with closing(sqlite3.connect(own_file)) as database, database:
         database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = 'ended'", (json.dumps(value),))
-    with pytest.raises(InputError, match=r"^Trial [0-9a-f]{16} of the study has no moment in its started or ended\.$"):
+    with pytest.raises(
+        InputError, match=r"^The study in 'study\.db' is none that can be read \(ended: It is no moment of a search\.\)\.$"
+    ):
         read_study(own_file)
 
 

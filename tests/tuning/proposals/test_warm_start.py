@@ -90,7 +90,7 @@ def test_points_are_learnt_from_in_the_order_of_their_proposal_with_their_times(
         (BEGINNING + number * timedelta(minutes=1), BEGINNING + number * timedelta(minutes=1) + TRIAL_TIME)
         for number in range(24)
     ]
-    kept = lessons_from_json(json.loads(json.dumps(lessons_as_json(known))), TUNED)
+    kept = lessons_from_json(json.loads(json.dumps(lessons_as_json(known))), TUNED, SAMPLED)
     for learnt in (known, kept):
         studies = Studies(TUNED, SAMPLED, seed=0, known=learnt).studies
         assert sum(len(study.trials) for study in studies) == 24

@@ -25,7 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 from sqlalchemy.pool import NullPool
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from tune_lung.config import FIELD_TYPES, checked_value
 from tune_lung.errors import InputError, did_you_mean
@@ -51,7 +51,6 @@ _STATUSES = {
 }
 _MOST_BYTES = 4 * 10**9
 _LARGEST_BOUND = 2**31
-_MOMENTS = ("started", "ended")
 """Columns that a study keeps as text."""
 _METRICS = ("val_loss", "val_macro_recall", "val_micro_recall")
 
@@ -125,7 +124,16 @@ class _TrialShape(TypedDict):
 
 _TRIALS = TypeAdapter(ListOf[_TrialShape])
 _METRIC_NAMES = TypeAdapter(list[Text])
-_MOMENT = TypeAdapter(Moment)
+
+
+class _Moments(TypedDict):
+    """The moments that a row of ours has; in a study's attributes they are texts."""
+
+    started: NotRequired[Moment]
+    ended: NotRequired[Moment]
+
+
+_MOMENTS = TypeAdapter(_Moments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +334,7 @@ def _own_row(attributes: Mapping[str, Any], *, version: int) -> dict[str, Any]:
     row = {name: attributes[name] for name in table_schema("trials", ()).names if name in attributes}
     if version < 3:  # it held what was asked for
         row.pop("concurrent_trials", None)
-    return row | {name: require_shape(_MOMENT, row[name]) for name in _MOMENTS if name in row}
+    return row | require_shape(_MOMENTS, row)
 
 
 def _foreign_run(study: _FoundStudy) -> RecordedRun:
