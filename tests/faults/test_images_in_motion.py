@@ -6,7 +6,6 @@ kept: the next start, when all is quiet, gives what an undisturbed one gives.
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,10 +36,8 @@ RUN = RunConfig(image_size=16)
 NUM_OF_CLASS = 5
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two classes of images that a thread decodes and of such as a child does, with masks."""
-    root = tmp_path / "data"
+def write_images(root: Path) -> Path:
+    """Write two classes of images that a thread decodes and of such as a child does, with masks."""
     for label, name in enumerate("AB"):
         for folder in ("images", "masks"):
             (root / name / folder).mkdir(parents=True)
@@ -51,6 +48,17 @@ def root(tmp_path: Path) -> Path:
                 )
                 Image.new("L", (48, 48), 255).save(root / name / "masks" / f"{number}{ending}.{ending}")
     return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return prepared(write_images(folder / "data"), Cache.open(folder / "cache"))
 
 
 @pytest.fixture
@@ -68,12 +76,10 @@ def prepared(root: Path, cache: Cache, between: Callable[[], object] = lambda: N
     return prepare(root, run=RUN, cache=cache, progress=progress)
 
 
-def assert_nothing_was_kept(root: Path, cache: Cache, tmp_path: Path) -> None:
+def assert_nothing_was_kept(root: Path, cache: Cache, undisturbed: PreparedData) -> None:
     """The next start gives what one gives that was never disturbed."""
     assert not any((cache.root / "stores").glob("*"))
     again = prepared(root, cache)
-    shutil.rmtree(tmp_path / "other", ignore_errors=True)
-    undisturbed = prepared(root, Cache.open(tmp_path / "other"))
     assert again.fingerprint == undisturbed.fingerprint
     pd.testing.assert_frame_equal(again.images, undisturbed.images)
 
@@ -114,7 +120,7 @@ def become_a_pipe(path: Path) -> None:
 @pytest.mark.parametrize("name", ["A/images/3png.png", "B/images/3tif.tif", "A/masks/2png.png", "B/masks/2tif.tif"])
 @pytest.mark.parametrize("change", [remove, replace, cut, empty, become_a_folder, become_a_page, become_a_pipe])
 def test_a_file_that_changes_while_it_is_read_ends_the_building(
-    root: Path, cache: Cache, tmp_path: Path, change: Callable[[Path], None], name: str
+    root: Path, cache: Cache, undisturbed: PreparedData, change: Callable[[Path], None], name: str
 ) -> None:
     whole = (root / name).read_bytes()
     with pytest.raises(NotReadError, match="A file of the data could not be read: ") as caught:
@@ -125,12 +131,12 @@ def test_a_file_that_changes_while_it_is_read_ends_the_building(
         (root / name).rmdir()
     (root / name).unlink(missing_ok=True)
     (root / name).write_bytes(whole)
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
 @pytest.mark.parametrize("name", ["A/images/3png.png", "B/images/3tif.tif"])
 def test_a_file_that_is_another_one_for_the_moment_of_decoding_ends_the_building(
-    root: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    root: Path, cache: Cache, undisturbed: PreparedData, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     whole, opened = root / name, reading._opened_if_plain
 
@@ -153,7 +159,7 @@ def test_a_file_that_is_another_one_for_the_moment_of_decoding_ends_the_building
     monkeypatch.undo()
     if whole.with_suffix(".kept").exists():
         whole.with_suffix(".kept").replace(whole)
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
 def test_the_digest_is_of_the_bytes_that_were_decoded(root: Path) -> None:
@@ -204,7 +210,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_moments_trouble_leaves_no_image_out(
-    root: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+    root: Path, cache: Cache, undisturbed: PreparedData, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     place, name, error = TROUBLES[trouble]
     if name == "crop":
@@ -214,12 +220,12 @@ def test_a_moments_trouble_leaves_no_image_out(
         prepared(root, cache)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_that_is_killed_leaves_no_image_out(
-    root: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+    root: Path, cache: Cache, undisturbed: PreparedData, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
     real = reading.Confined._running
 
@@ -233,7 +239,7 @@ def test_a_child_that_is_killed_leaves_no_image_out(
     with pytest.raises(NotReadError, match=rf"ended with status -{sent.value}"):
         prepared(root, cache)
     monkeypatch.undo()
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
 def test_a_limit_of_the_users_on_memory_leaves_no_image_out(tmp_path: Path) -> None:
@@ -268,7 +274,7 @@ with reading.GreyReader() as reader:
 
 
 def test_a_folder_that_the_system_hides_for_a_moment_is_no_empty_one(
-    root: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, cache: Cache, undisturbed: PreparedData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = os.scandir
 
@@ -284,15 +290,15 @@ def test_a_folder_that_the_system_hides_for_a_moment_is_no_empty_one(
     assert main(["scan", str(root)]) == 0
     assert capsys.readouterr().out.split("unreadable: 2")[1].split()[:2] == ["A/masks", "B/images/deeper"]
     monkeypatch.undo()
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
-def test_a_table_that_changes_while_it_is_read_gives_no_sources(root: Path, cache: Cache, tmp_path: Path) -> None:
+def test_a_table_that_changes_while_it_is_read_gives_no_sources(root: Path, cache: Cache, undisturbed: PreparedData) -> None:
     table = root / "A.metadata.xlsx"
     table.write_bytes(b"no table yet")
     with pytest.raises(NotReadError, match="it changed meanwhile"):
         prepared(root, cache, lambda: table.write_bytes(b"no table either"))
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
 def test_scan_names_what_cannot_be_read_and_goes_on(
@@ -314,7 +320,7 @@ def test_scan_names_what_cannot_be_read_and_goes_on(
 
 @pytest.mark.parametrize("name", ["A/images/3png.png", "B/images/3tif.tif"])
 def test_a_wrong_digest_that_was_remembered_is_found_out_and_forgotten(
-    root: Path, cache: Cache, tmp_path: Path, name: str
+    root: Path, cache: Cache, undisturbed: PreparedData, name: str
 ) -> None:
     """On a file system whose times do not tell that a file has changed, say."""
     now = time.time() - 60
@@ -328,7 +334,7 @@ def test_a_wrong_digest_that_was_remembered_is_found_out_and_forgotten(
         cache_module.write_json_with_digest(memory.path, {"files": {name: [stamp, "0" * 64]}})
     with pytest.raises(NotReadError, match="it changed meanwhile"):
         prepared(root, cache)
-    assert_nothing_was_kept(root, cache, tmp_path)
+    assert_nothing_was_kept(root, cache, undisturbed)
 
 
 def test_an_old_memory_of_what_could_not_be_read_is_no_digest(root: Path, cache: Cache) -> None:

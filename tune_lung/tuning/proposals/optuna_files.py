@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, NotRequired, Self, get_type_hints
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -25,7 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 from sqlalchemy.pool import NullPool
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from tune_lung.config import FIELD_TYPES, checked_value
 from tune_lung.errors import InputError, did_you_mean
