@@ -128,7 +128,7 @@ def search(root: Path, cluster: Cluster) -> dict[str, Any]:
         cpus_per_trial=1,
         gpus_per_trial=0,
     )
-    facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={})
+    facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2})
     manifest = new_manifest(
         name="run", arguments=[], space=SPACE, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
     )
