@@ -1,6 +1,9 @@
 """Trials share parts so that every reader finds each row once, at any moment, whatever is killed or damaged."""
 
+import errno
 import os
+import signal
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tune_lung.errors import InputError
 from tune_lung.results import parts
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
@@ -401,3 +405,41 @@ def test_of_many_parts_the_one_that_ends_the_child_is_found(root, monkeypatch):
     rows, damaged = read_parts(found, table_schema("epochs", CLASSES))
     assert damaged == [found[2]]
     assert rows["trial_id"].to_pylist() == [path.stem for path in found if path not in damaged and path.stem != "schema"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_that_somebody_ends_makes_no_part_damaged(root, monkeypatch, sent):
+    Ledger(root).write_epochs("a", epochs(1))
+    running = parts.Confined._running
+
+    def ended(child):
+        process = running(child)
+        process.send_signal(sent)
+        process.wait()
+        return process
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Confined, "_running", ended)
+        with pytest.raises(
+            InputError, match=rf"^The tables could not be read: The child ended with status -{sent.value}\."
+        ):
+            read_run(root)
+    assert read_run(root).epochs["trial_id"].to_list() == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE], ids=errno.errorcode.get)
+def test_what_the_system_does_not_give_is_no_damage(root, monkeypatch, number):
+    Ledger(root).write_epochs("a", epochs(1))
+    paths, schema = RunPaths(root).parts("epochs"), table_schema("epochs", CLASSES)
+    question = {"paths": [str(path) for path in paths], "schema": b64encode(schema.serialize()).decode()}
+
+    def refused(path: Path, *, most_bytes: int) -> bytes:  # noqa: ARG001 - as it is called
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(parts, "bound_memory", lambda _: True)
+    monkeypatch.setattr(parts, "read_regular_file", refused)
+    answered, _ = parts.answer(question)  # as the child would
+    assert answered == {"damaged": [], "trouble": os.strerror(number)}
+    monkeypatch.setattr(parts._child, "ask", lambda *_, **__: (answered, b""))
+    with pytest.raises(InputError, match=rf"^The tables could not be read: {os.strerror(number)}\. Nothing of them was changed"):
+        read_parts(paths, schema)

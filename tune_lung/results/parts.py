@@ -12,6 +12,7 @@ also what damage may cost: one flipped byte takes one of a small run's trials wi
 """
 
 import atexit
+import errno
 import logging
 import os
 import threading
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tune_lung.confined import Answer, Confined, ConfinedError, bound_memory
+from tune_lung.errors import InputError
 from tune_lung.files import CheckWriter, DamagedFileError, anyone_may_write, read_regular_file, set_aside, whole_file
 from tune_lung.results.layout import RunPaths
 
@@ -38,6 +40,8 @@ _LEAST_DECODED, _MOST_GROWTH = 2**20, 64
 _LEAST_MEMORY, _MEMORY_GROWTH = 2**29, 16
 """The same of a child that decodes one."""
 _LEAST_CPU_SECONDS, _BYTES_PER_CPU_SECOND = 20, 2**22
+_OF_THE_SYSTEM = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of a file that may lie there whole all the same."""
 _MEASURED_SINCE = {"concurrent_trials": "started"}
 """Columns that versions before 3 filled with what was asked for, each with one that came when it was measured first."""
 
@@ -94,12 +98,17 @@ def read_parts(paths: Sequence[Path], schema: pa.Schema) -> tuple[pa.Table, list
         schema: The table's columns.
 
     Returns:
-        The rows of all parts in their order, and the parts that cannot be read, or are far larger than any that was written.
+        The rows of all parts in their order, and the parts that are damaged, or far larger than any that was written.
+
+    Raises:
+        InputError: The disk, the machine's memory or somebody who ended the child is to blame, not what the parts hold.
     """
     try:
         with _reading:
             return _read_in_child(paths, schema)
-    except ConfinedError:
+    except ConfinedError as error:
+        if error.from_outside:
+            raise _not_read(str(error)) from error
         if len(paths) == 1:
             return schema.empty_table(), list(paths)
     middle = len(paths) // 2
@@ -117,12 +126,21 @@ def _read_in_child(paths: Sequence[Path], schema: pa.Schema) -> tuple[pa.Table, 
         cpu_seconds=_LEAST_CPU_SECONDS + num_bytes // _BYTES_PER_CPU_SECOND,
         most_bytes=_most_decoded(num_bytes) * len(paths),
     )
+    if answer["trouble"] is not None:
+        raise _not_read(answer["trouble"])
     with pa.ipc.open_stream(content) as stream:
         return stream.read_all(), [paths[index] for index in answer["damaged"]]
 
 
+def _not_read(trouble: str) -> InputError:
+    return InputError(f"The tables could not be read: {trouble.removesuffix('.')}. Nothing of them was changed; try again.")
+
+
 def answer(question: Mapping[str, Any]) -> Answer:
-    """Answer as a confined child: the rows of the parts `paths` in a `schema`, and the numbers of the `damaged` ones."""
+    """Answer as a confined child: the rows of the parts `paths` in a `schema`, and the numbers of the `damaged` ones.
+
+    Where the system does not give one of them, it says so as `trouble`; there are no rows then.
+    """
     schema = pa.ipc.read_schema(pa.py_buffer(b64decode(question["schema"])))
     tables, damaged = [schema.empty_table()], []
     for number, path in enumerate(map(Path, question["paths"])):
@@ -132,7 +150,9 @@ def answer(question: Mapping[str, Any]) -> Answer:
             if table.get_total_buffer_size() > _most_decoded(_bytes_on_disk(path)):
                 raise DamagedPartError(f"{path.name} has far more rows than bytes.")  # noqa: TRY301 - as any other damage
             tables.append(table)
-        except (DamagedPartError, OSError, MemoryError):
+        except (DamagedPartError, OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+                return {"damaged": [], "trouble": os.strerror(error.errno)}, b""
             damaged.append(number)
     bound_memory(_LEAST_MEMORY + 3 * sum(table.get_total_buffer_size() for table in tables))
     rows = pa.concat_tables(tables).combine_chunks()
@@ -140,7 +160,7 @@ def answer(question: Mapping[str, Any]) -> Answer:
     _write_stream(counted, rows)
     content = pa.allocate_buffer(counted.size())
     _write_stream(pa.FixedSizeBufferWriter(content), rows)
-    return {"damaged": damaged}, memoryview(content)
+    return {"damaged": damaged, "trouble": None}, memoryview(content)
 
 
 def _write_stream(sink: pa.NativeFile, rows: pa.Table) -> None:
