@@ -30,7 +30,9 @@ def test_demand_and_tables_follow_the_nodes_that_are_really_there(tmp_path: Path
     assert trials["status"].to_list() == ["completed"] * NUM_TRIALS
     assert trials["concurrent_trials"].max() == 3
     assert trials["attempts"].max() == 2  # of those whose nodes were lost
-    assert set(trials["slot"]) == {0}  # the lost ones ran again on the one node that came
+    lost = trials["attempts"] == 2
+    assert set(trials.loc[lost, "slot"]) == {0}  # they ran again on the one node that came
+    assert set(trials.loc[~lost, "slot"]) <= {0, 1, 2}  # a worker may tell its end in the moment in which its node is lost
     assert NUM_TRIALS * EPOCH_SECONDS < seen["slot_seconds"] < 3 * seen["seconds"]
 
 

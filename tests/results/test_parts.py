@@ -420,9 +420,7 @@ def test_a_child_that_somebody_ends_makes_no_part_damaged(root, monkeypatch, sen
 
     with monkeypatch.context() as patch:
         patch.setattr(parts.Confined, "_running", ended)
-        with pytest.raises(
-            InputError, match=rf"^The tables could not be read: The child ended with status -{sent.value}\."
-        ):
+        with pytest.raises(InputError, match=rf"^The tables could not be read: The child ended with status -{sent.value}\."):
             read_run(root)
     assert read_run(root).epochs["trial_id"].to_list() == ["a"]
 
