@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from tune_lung.errors import InputError, did_you_mean, exit_status
@@ -38,3 +41,13 @@ def test_ctrl_c_is_exit_130_and_a_bug_keeps_its_traceback():
     assert exit_status(interrupt) == 130
     with pytest.raises(RuntimeError, match="a bug"):
         exit_status(bug)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT], ids=errno.errorcode.get)
+def test_a_file_that_the_system_does_not_give_is_one_line(number, capsys):
+    def work() -> int:
+        raise OSError(number, os.strerror(number), "/somewhere/private.png")
+
+    assert exit_status(work) == 2
+    expected = f"error: A file could not be read or written: {os.strerror(number)}. Mend that, and try again.\n"
+    assert capsys.readouterr().err == expected

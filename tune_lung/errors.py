@@ -34,6 +34,14 @@ def is_no_room(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+_OF_THE_SYSTEM = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether an error says that the system did not give a file now, which may lie there whole all the same."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM
+
+
 def shortened(text: str, *, most: int = _MOST_SHOWN) -> str:
     """Cut a text that may be a stranger's to what a line can show, or to so many letters."""
     return text if len(text) <= most else f"{text[:most]}..."
@@ -62,8 +70,8 @@ def exit_status(command: Callable[[], int]) -> int:
         command: The work; it returns the exit status of its own.
 
     Returns:
-        That status; 2 after an InputError, a full disk or one that cannot be written; 3 after a SupersededError; 130 after
-        Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        That status; 2 after an InputError, a full disk, or a file that the system does not let be read or written; 3 after a
+        SupersededError; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
         with unwound_by_signals():
@@ -75,9 +83,12 @@ def exit_status(command: Callable[[], int]) -> int:
         complain(f"error: {error}")
         return 3
     except OSError as error:
-        if not is_no_room(error) and error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if is_no_room(error) or error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            complain(f"error: {error.strerror}. Free some room, or give a folder that can be written.")
+        elif is_of_the_system(error):
+            complain(f"error: A file could not be read or written: {error.strerror}. Mend that, and try again.")
+        else:
             raise
-        complain(f"error: {error.strerror}. Free some room, or give a folder that can be written.")
         return 2
     except KeyboardInterrupt as interrupt:
         return int(getattr(interrupt, "exit_status", 130))

@@ -1,11 +1,13 @@
 """What an entry's files are proven by, and how often they are read for it."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from tune_lung.data import cache_content
+from tune_lung.data.cache import Cache
 from tune_lung.data.cache_content import proven_files
 from tune_lung.data.cache_proof import write_listing
 
@@ -106,3 +108,32 @@ def test_what_is_not_there_or_no_plain_file_is_not_proven(entry: Path, name: str
 def test_what_else_lies_in_an_entry_is_no_matter(entry: Path) -> None:
     (entry / "notes.txt").touch()
     assert proven_files(entry) is not None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+def test_a_file_that_the_system_does_not_give_is_not_damaged_and_stays_for_those_who_can_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A node that cannot read a shared store would else put another in its place, under the trials of all others."""
+
+    def build(folder: Path) -> None:
+        (folder / "one").write_bytes(b"1")
+
+    def refused(path: Path) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    key = "a" * 16
+    with Cache.open(tmp_path / "cache") as cache:
+        folder = cache.entry("stores", key, build=build, check=Path.iterdir)
+        opened = proven_files(folder)
+        before = folder.stat().st_ino
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_content, "sha256_of_file", refused)
+            patch.setattr(cache_content, "_digests", {})
+            assert opened is not None
+            with pytest.raises(OSError, match=os.strerror(number)):
+                opened.are_unchanged()
+            with pytest.raises(OSError, match=os.strerror(number)):
+                cache.entry("stores", key, build=lambda _: pytest.fail("built"), check=Path.iterdir)
+        assert cache.entry("stores", key, build=lambda _: pytest.fail("built"), check=Path.iterdir) == folder
+        assert folder.stat().st_ino == before

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tune_lung.data.cache_proof import listed_files, listing_of
+from tune_lung.errors import is_of_the_system
 from tune_lung.files import DamagedFileError, sha256_of_file
 
 Stamp: TypeAlias = tuple[int, int, int, int]
@@ -43,6 +44,9 @@ class ProvenFiles:
 
         Args:
             names: Some of the files; None for all.
+
+        Raises:
+            OSError: The system does not give one of them now; another process, or node, may read it.
         """
         chosen = {name: stamp for name, stamp in self.stamps.items() if names is None or name in names}
         try:
@@ -51,7 +55,9 @@ class ProvenFiles:
                 and _sha256_of(self.folder / name, stamp) == self.listing[name]
                 for name, stamp in chosen.items()
             )
-        except (OSError, DamagedFileError):
+        except (OSError, DamagedFileError) as error:
+            if is_of_the_system(error):
+                raise
             return False
 
 
@@ -60,13 +66,18 @@ def proven_files(folder: Path) -> ProvenFiles | None:
 
     Returns:
         The files; None where one is not there or not what was built, or nothing says what was built.
+
+    Raises:
+        OSError: The system does not give one of them now.
     """
     listing = listing_of(folder)
     if listing is None:
         return None
     try:
         stamps = {name: _stamp_of(status) for name, status in listed_files(folder, listing).items()}
-    except OSError:
+    except OSError as error:
+        if is_of_the_system(error):
+            raise
         return None
     found = ProvenFiles(folder=folder, stamps=stamps, listing=listing)
     return found if stamps.keys() == listing.keys() and found.are_unchanged() else None

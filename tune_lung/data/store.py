@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from tune_lung.config import Split
 from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.depth import WHITE_OF_8_BITS
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, is_of_the_system
 from tune_lung.files import DamagedFileError, check_regular_file, plain_json, read_regular_file, write_text_whole
 from tune_lung.shapes import Count, ListOf, Number, Text, require_shape
 
@@ -117,6 +117,7 @@ class PixelStore:
 
         Raises:
             StoreDamagedError: A file is not there or not what was built, or the store is another version's.
+            OSError: The system does not give one of them now.
         """
         files = proven_files(directory)
         path = directory / _DESCRIPTION
@@ -127,6 +128,8 @@ class PixelStore:
             described = require_shape(_SHAPE, content)
             sizes = {name: (directory / name).stat().st_size for name in described["files"]}
         except (OSError, ValueError) as error:
+            if is_of_the_system(error):
+                raise
             raise StoreDamagedError(_damaged_text(directory)) from error
         if described["version"] != STORE_VERSION or sizes != described["files"] or not files.are_unchanged([_DESCRIPTION]):
             raise StoreDamagedError(_damaged_text(directory))
@@ -169,6 +172,8 @@ class PixelStore:
                     image_ids=tuple(index["image_ids"].tolist()),
                 )
         except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile) as error:
+            if is_of_the_system(error):
+                raise
             raise StoreDamagedError(_damaged_text(self.directory)) from error
         self.check(name)
         return part

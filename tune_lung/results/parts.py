@@ -12,7 +12,6 @@ also what damage may cost: one flipped byte takes one of a small run's trials wi
 """
 
 import atexit
-import errno
 import logging
 import os
 import threading
@@ -26,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tune_lung.confined import Answer, Confined, ConfinedError, bound_memory
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, is_of_the_system
 from tune_lung.files import CheckWriter, DamagedFileError, anyone_may_write, read_regular_file, set_aside, whole_file
 from tune_lung.results.layout import RunPaths
 
@@ -40,8 +39,6 @@ _LEAST_DECODED, _MOST_GROWTH = 2**20, 64
 _LEAST_MEMORY, _MEMORY_GROWTH = 2**29, 16
 """The same of a child that decodes one."""
 _LEAST_CPU_SECONDS, _BYTES_PER_CPU_SECOND = 20, 2**22
-_OF_THE_SYSTEM = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of a file that may lie there whole all the same."""
 _MEASURED_SINCE = {"concurrent_trials": "started"}
 """Columns that versions before 3 filled with what was asked for, each with one that came when it was measured first."""
 
@@ -151,8 +148,8 @@ def answer(question: Mapping[str, Any]) -> Answer:
                 raise DamagedPartError(f"{path.name} has far more rows than bytes.")  # noqa: TRY301 - as any other damage
             tables.append(table)
         except (DamagedPartError, OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
-                return {"damaged": [], "trouble": os.strerror(error.errno)}, b""
+            if isinstance(error, OSError) and is_of_the_system(error):
+                return {"damaged": [], "trouble": error.strerror}, b""
             damaged.append(number)
     bound_memory(_LEAST_MEMORY + 3 * sum(table.get_total_buffer_size() for table in tables))
     rows = pa.concat_tables(tables).combine_chunks()

@@ -32,7 +32,7 @@ from tune_lung.config import Precision, ResNetConfig
 from tune_lung.data.cache import Cache, content_key
 from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.store import OpenPart
-from tune_lung.errors import InputError, NoRoomError
+from tune_lung.errors import InputError, NoRoomError, is_of_the_system
 from tune_lung.evaluation.predictions import input_batches
 from tune_lung.files import check_regular_file, check_safetensors_file, plain_json, read_regular_file
 from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
@@ -135,6 +135,8 @@ class PrefixFeatures:
                 files=files,
             )
         except (OSError, ValueError, SafetensorError) as error:
+            if is_of_the_system(error):
+                raise
             raise FeaturesDamagedError(_DAMAGED) from error
         opened.check()
         return opened
@@ -334,6 +336,8 @@ def _described(folder: Path) -> _FeaturesShape:
         described: _FeaturesShape = require_shape(_SHAPE, content)
         sizes = {name: (folder / name).stat().st_size for name in described["files"]}
     except (OSError, ValueError) as error:
+        if is_of_the_system(error):
+            raise
         raise FeaturesDamagedError(_DAMAGED) from error
     if described["version"] != FEATURES_VERSION or sizes != described["files"]:
         raise FeaturesDamagedError(_DAMAGED)
