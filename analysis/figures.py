@@ -26,6 +26,7 @@ from tune_lung.analysis.style import (
     write_ticks_short,
 )
 from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
+from tune_lung.families import family_of
 from tune_lung.files import CheckWriter, anyone_may_write, is_plain_file, whole_file
 from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import best_points
@@ -39,10 +40,10 @@ MOST_RUNS = len(_RUN_STYLES)
 """How many runs one figure can tell apart."""
 _PUBLISHED_STYLE: tuple[_LineStyle, str] = (":", "x")
 _CACHED_MARKER, _CACHED_SIZE = "*", 11.0
-_CNN_X = -0.8
+_X_WITHOUT_DEPTH = -0.8
 _DODGE, _WIDEST_SPREAD = 0.12, 0.72
 _PUBLISHED_ALPHA = 0.45
-_LINE_WIDTHS = {"cnn": 2.8, "resnet18": 2.2}
+_WIDEST_LINES = (2.8, 2.2)
 _LEGEND_ROW = 0.075
 _SOFTWARE = "tune_lung"
 _HEADER_BYTES = 2048
@@ -93,8 +94,8 @@ class _Series:
 
     @property
     def x(self) -> Floats:
-        """Where its points stand: at the number of frozen blocks, the CNN beside them."""
-        blocks = self.rows["frozen_blocks"].to_numpy(dtype=np.float64, na_value=_CNN_X)
+        """Where its points stand: at the number of frozen blocks, what has none beside them."""
+        blocks = self.rows["frozen_blocks"].to_numpy(dtype=np.float64, na_value=_X_WITHOUT_DEPTH)
         return blocks + self.shift
 
     def y(self, panel: _Panel) -> Floats:
@@ -168,7 +169,7 @@ def _drawn(run: Run) -> pd.DataFrame:
 
 def _can_be_drawn(trials: pd.DataFrame) -> pd.Series:
     """Say which trials have a place in the panels: those with an epoch, of a network whose depth is known."""
-    has_depth = (trials["model"] == "cnn") | trials["frozen_blocks"].notna()
+    has_depth = ~trials["model"].isin([model for model in MODEL_COLOURS if _can_freeze(model)]) | trials["frozen_blocks"].notna()
     return (trials["epochs_run"].fillna(0) > 0) & has_depth
 
 
@@ -188,12 +189,14 @@ def _published_series(models: Collection[str]) -> list[_Series]:
 
 
 def _side_by_side(series: Sequence[_Series]) -> list[_Series]:
-    """Shift the networks of one depth apart; the CNNs stand at a place of their own."""
-    cnns = [one for one in series if one.model == "cnn"]
-    others = [one for one in series if one.model != "cnn"]
+    """Shift the networks of one depth apart; those that nothing can be frozen of stand at a place of their own."""
+    without = [one for one in series if not _can_freeze(one.model)]
+    others = [one for one in series if _can_freeze(one.model)]
     step = min(_DODGE, _WIDEST_SPREAD / max(1, len(others)))
     return [
-        replace(one, shift=step * (index - (len(group) - 1) / 2)) for group in (cnns, others) for index, one in enumerate(group)
+        replace(one, shift=step * (index - (len(group) - 1) / 2))
+        for group in (without, others)
+        for index, one in enumerate(group)
     ]
 
 
@@ -207,9 +210,9 @@ def _draw_panel(axes: Axes, panel: _Panel, series: Sequence[_Series]) -> None:
     for one in series:
         _draw_series(axes, panel, one)
     axes.set_title(panel.title)
-    has_cnn = any(one.model == "cnn" for one in series)
-    axes.set_xlim(_CNN_X - 0.35 if has_cnn else -0.5, 4.5)
-    ticks = {_CNN_X: "CNN"} if has_cnn else {}
+    without = dict.fromkeys(MODEL_LABELS[one.model] for one in series if not _can_freeze(one.model))
+    axes.set_xlim(_X_WITHOUT_DEPTH - 0.35 if without else -0.5, 4.5)
+    ticks = {_X_WITHOUT_DEPTH: ", ".join(without)} if without else {}
     ticks |= {float(blocks): str(blocks) for blocks in range(5)}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xlabel("frozen residual blocks")
@@ -228,7 +231,7 @@ def _draw_series(axes: Axes, panel: _Panel, series: _Series) -> None:
         "linewidth": _line_width(series.model, series.is_published),
     }
     x, y = series.x, series.y(panel)
-    if series.model == "cnn":
+    if not _can_freeze(series.model):
         for level in y:
             axes.axhline(level, **style, **depth)
     else:
@@ -241,7 +244,12 @@ def _draw_series(axes: Axes, panel: _Panel, series: _Series) -> None:
 
 def _line_width(model: str, is_published: bool = False) -> float:
     """Give networks drawn earlier wider lines, so that equal values show one below the other."""
-    return 1.1 if is_published else _LINE_WIDTHS.get(model, float(STYLE["lines.linewidth"]))
+    widths = dict(zip(MODEL_COLOURS, _WIDEST_LINES, strict=False))
+    return 1.1 if is_published else widths.get(model, float(STYLE["lines.linewidth"]))
+
+
+def _can_freeze(model: str) -> bool:
+    return family_of(model).num_blocks > 0
 
 
 def _with_gaps(x: Floats, y: Floats) -> tuple[Floats, Floats]:

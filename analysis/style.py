@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from tune_lung.families import LOOKS
+
 Floats: TypeAlias = NDArray[np.float64]
 """Plotted values."""
 
@@ -34,17 +36,10 @@ STYLE: dict[Any, Any] = {
 }
 """The look of every figure."""
 
-MODEL_COLOURS = {
-    "cnn": "#5a5a5a",
-    "resnet18": "#0072B2",
-    "resnet34": "#D55E00",
-    "resnet50": "#009E73",
-    "resnet101": "#CC79A7",
-    "resnet152": "#8C6D00",
-}
-"""One colour per network, told apart by colour-blind readers (after Okabe and Ito)."""
+MODEL_COLOURS = {model: look.colour for model, look in LOOKS.items()}
+"""One colour per network, told apart by colour-blind readers (after Okabe and Ito); figures draw them in this order."""
 
-MODEL_LABELS = {"cnn": "CNN"} | {f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152)}
+MODEL_LABELS = {model: look.label for model, look in LOOKS.items()}
 """How figures write the networks' names."""
 
 _LOG_FROM_RATIO = 6.0

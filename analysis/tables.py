@@ -13,6 +13,7 @@ from tune_lung.analysis.terminal import Heading, aligned, magnitude, percent, pe
 from tune_lung.errors import InputError
 from tune_lung.evaluation.metrics import Counts, confusion_matrix
 from tune_lung.evaluation.statistics import Estimate, difference, macro_recall_estimate, micro_recall_estimate
+from tune_lung.families import DEFAULT_MODEL
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
@@ -215,11 +216,11 @@ def transfer_text(first: Run, second: Run) -> str:
 
 
 def weights_label(run: Run) -> str:
-    """Say what the run's ResNets started from: `random`, or the names of the weights, each once."""
+    """Say what the run's backbones started from: `random`, or the names of the weights, each once."""
     if "imported_from" in run.manifest:
         return "not known"
     names = [str(source["name"]) for source in run.manifest["weights"].values()]
-    return ", ".join(dict.fromkeys(names)) or "none (no ResNet)"
+    return ", ".join(dict.fromkeys(names)) or "none (no backbone)"
 
 
 def data_label(run: Run) -> str:
@@ -277,9 +278,9 @@ def confusion_of(predictions: pd.DataFrame, classes: Sequence[str]) -> Counts:
 
 
 def _points_over_cnn(table: pd.DataFrame) -> pd.Series:
-    tested = table[(table["model"] == "cnn") & table["test_macro_recall"].notna()]
+    tested = table[(table["model"] == DEFAULT_MODEL) & table["test_macro_recall"].notna()]
     reference = float(tested.loc[_is_leader(tested), "test_macro_recall"].mean())
-    return (100 * (table["test_macro_recall"] - reference)).where(table["model"] != "cnn")
+    return (100 * (table["test_macro_recall"] - reference)).where(table["model"] != DEFAULT_MODEL)
 
 
 def _is_leader(table: pd.DataFrame) -> pd.Series:

@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.tabulated import TabulatedProblem
-from tune_lung.config import PointValue
+from tune_lung.families.family import PointValue
 from tune_lung.results.schema import Verdict
 from tune_lung.space import Cell, Choice, IntRange, LogUniform, SampledAxis
 from tune_lung.strategy import SamplerName, SchedulerName, Strategy

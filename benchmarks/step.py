@@ -20,8 +20,9 @@ from rich.console import Console
 
 from benchmarks.bars import Bar, exit_status
 from benchmarks.trials import PLAIN_MEMORY, data_parser, images_per_second_apart, prepared_setup
-from tune_lung.config import PointValue, Precision, TrialConfig
+from tune_lung.config import Precision, TrialConfig
 from tune_lung.data.store import PixelStore
+from tune_lung.families.family import PointValue
 from tune_lung.models.precision import supports_bf16
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.trainable import network_facts

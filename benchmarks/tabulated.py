@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow.parquet as pq
 
-from tune_lung.config import PointValue
+from tune_lung.families.family import PointValue
 from tune_lung.space import Cell, Choice, LogUniform, SampledAxis, SearchSpace
 
 TABLES = Path(__file__).with_name("tables")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_lung.config import ResNetConfig, RunConfig, TrialConfig, point_id
+from tune_lung.config import RunConfig, TrialConfig, point_id
+from tune_lung.families.resnet import ResNetConfig
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, ended, new_manifest, with_test_opening
 from tune_lung.results.ranking import best_points, pareto_front, point_means

@@ -5,20 +5,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from tune_lung.config import (
-    BUDGET_FIELDS,
-    FIELD_TYPES,
-    MODELS,
-    CnnConfig,
-    CnnShape,
-    ResNetConfig,
-    RunConfig,
-    TrialConfig,
-    checked_value,
-    point_id,
-    value_from_text,
-)
+from tune_lung.config import BUDGET_FIELDS, FIELD_TYPES, RunConfig, TrialConfig, checked_value, point_id, value_from_text
 from tune_lung.errors import InputError
+from tune_lung.families import MODELS
+from tune_lung.families.cnn import CnnConfig, CnnShape
+from tune_lung.families.resnet import ResNetConfig
 
 shapes = st.builds(
     CnnShape,

@@ -14,21 +14,14 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tune_lung.config import (
-    DEFAULT_CPUS_PER_TRIAL,
-    DeviceKind,
-    PointValue,
-    RunConfig,
-    Split,
-    TrialConfig,
-    torch_threads,
-)
+from tune_lung.config import DEFAULT_CPUS_PER_TRIAL, DeviceKind, RunConfig, Split, TrialConfig, torch_threads
 from tune_lung.data.cache import Cache
 from tune_lung.data.depth import MIXED_DEPTHS
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.prepare import PreparedData
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import InputError
+from tune_lung.families.family import PointValue
 from tune_lung.files import DamagedFileError, read_json_with_digest
 from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
@@ -96,7 +89,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
-    weights = resolve_weights(origin, [model for model in request.space.models() if model != "cnn"])
+    weights = resolve_weights(origin, request.space.models())
     with data.open_cache() as cache:
         asked = time.monotonic()
         prepared = _prepare(data, cache, console)

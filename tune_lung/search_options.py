@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tune_lung.config import PROTOCOLS, PointValue, RunConfig, default_select_by, value_from_text
+from tune_lung.config import PROTOCOLS, RunConfig, default_select_by, value_from_text
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES
 from tune_lung.errors import InputError
+from tune_lung.families.family import PointValue
 from tune_lung.option_rules import add_value, rule_of
 from tune_lung.results.layout import DEFAULT_KEEP, KEEPS
 from tune_lung.space import SearchSpace

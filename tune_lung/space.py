@@ -11,19 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, TypeAlias, get_args
 
-from tune_lung.config import (
-    CNN_FIELDS,
-    PROTOCOLS,
-    RESNET_FIELDS,
-    Point,
-    PointValue,
-    Precision,
-    Protocol,
-    RunConfig,
-    TrialConfig,
-    checked_value,
-)
+from tune_lung.config import PROTOCOLS, Point, Precision, Protocol, RunConfig, TrialConfig, applies_to, checked_value, model_of
 from tune_lung.errors import InputError, did_you_mean, shortened
+from tune_lung.families import DEFAULT_MODEL, MODELS, family_of
+from tune_lung.families.family import PointValue
 
 MOST_CELLS = 10_000
 """Cells of the largest space."""
@@ -261,7 +252,7 @@ class Arm:
             point = {name: checked_value(name, value) for name, value in (fixed | chosen).items()}
             labels = [f"{name}={_label(value)}" for name, value in chosen.items() if name != "model"]
             yield Cell(
-                name=" ".join([str(point.get("model", "cnn")), *labels]),
+                name=" ".join([model_of(point), *labels]),
                 point=point,
                 arm=number,
                 axes=sampled,
@@ -372,7 +363,7 @@ class SearchSpace:
 
     def models(self) -> tuple[str, ...]:
         """List the networks of the space, each once, in order."""
-        return tuple(dict.fromkeys(str(cell.point.get("model", "cnn")) for cell in self.cells()))
+        return tuple(dict.fromkeys(model_of(cell.point) for cell in self.cells()))
 
     def with_fixed(self, values: Point) -> Self:
         """Set fields to one value in every arm that they apply to (`--set`).
@@ -455,12 +446,13 @@ def _fitting_arm(arm: Arm, values: Point) -> Arm | None:
         if values["model"] not in models:
             return None
         models = (str(values["model"]),)
-    foreign = RESNET_FIELDS if "cnn" in models else CNN_FIELDS
-    return arm.with_fixed(**{name: value for name, value in values.items() if name not in foreign})
+    families = [family_of(model) for model in models if model in MODELS]  # one that there is not is told of later
+    fitting = {name: value for name, value in values.items() if all(applies_to(name, family) for family in families)}
+    return arm.with_fixed(**fitting)
 
 
 def _models_of(arm: Arm) -> tuple[str, ...]:
-    own = arm.fields.get("model", "cnn")
+    own = arm.fields.get("model", DEFAULT_MODEL)
     return own.values if isinstance(own, Grid) else (own,)
 
 

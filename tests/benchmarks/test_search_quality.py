@@ -13,8 +13,8 @@ from benchmarks.record_curves import curves_of, write_table
 from benchmarks.search_quality import bars, problem_named, problem_names
 from benchmarks.simulation import simulate
 from benchmarks.tabulated import Configuration, TabulatedProblem, Untried, coordinates, read_table
-from tune_lung.config import PointValue
 from tune_lung.errors import InputError
+from tune_lung.families.family import PointValue
 from tune_lung.results.reader import read_run
 from tune_lung.space import Arm, Cell, Choice, LogUniform, SearchSpace
 

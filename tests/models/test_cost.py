@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tune_lung.config import CnnConfig, ResNetConfig
+from tune_lung.families.cnn import CnnConfig
+from tune_lung.families.resnet import ResNetConfig
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import build_network
 from tune_lung.models.weights import RANDOM_WEIGHTS

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from tune_lung.config import CnnConfig, ResNetConfig
-from tune_lung.models.freezing import FrozenPrefix, freeze_blocks, set_prefix_statistics
+from tune_lung.families.cnn import CnnConfig
+from tune_lung.families.resnet import ResNetConfig
+from tune_lung.models.architectures import architecture_of
+from tune_lung.models.freezing import FrozenPrefix, freeze_stages, set_prefix_statistics
 from tune_lung.models.network import build_network, trainable_parameters
-from tune_lung.models.resnet import resnet_stages
 from tune_lung.models.weights import RANDOM_WEIGHTS
 
 
@@ -134,12 +135,13 @@ def test_cnn_has_no_frozen_prefix():
 
 def test_more_blocks_than_there_are_is_refused():
     with pytest.raises(ValueError, match="frozen_blocks must be 0 to 4, not 5"):
-        freeze_blocks(resnet_stages("resnet18"), frozen_blocks=5, protocol="strict")
+        architecture_of("resnet18").prefix_stages(5)
 
 
 def test_frozen_prefix_takes_the_stem_and_the_blocks_in_order():
-    stages = resnet_stages("resnet18")
-    prefix = freeze_blocks(stages, frozen_blocks=2, protocol="strict")
+    resnet = architecture_of("resnet18")
+    stages = resnet.stages(ResNetConfig())
+    prefix = freeze_stages(stages, prefix=resnet.prefix_stages(2), stem=resnet.stem, protocol="strict")
     assert isinstance(prefix, FrozenPrefix)
     assert [name for name, _ in prefix.named_children()] == ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2"]
     assert list(stages) == ["layer3", "layer4"]

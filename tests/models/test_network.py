@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tune_lung.config import CnnConfig, CnnShape, ResNetConfig
+from tune_lung.families.cnn import CnnConfig, CnnShape
+from tune_lung.families.resnet import ResNetConfig
 from tune_lung.models.network import (
     build_network,
     changing_state,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from tune_lung.config import ResNetConfig
 from tune_lung.errors import InputError
+from tune_lung.families.resnet import ResNetConfig
 from tune_lung.models import weights
 from tune_lung.models.network import build_network
 from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource, load_backbone, resolve_weights

@@ -236,7 +236,7 @@ def test_features_that_do_not_belong_to_a_deeper_prefix_are_passed_over(
 
 
 def test_a_deep_prefix_gains_more_than_a_shallow_one() -> None:
-    from tune_lung.config import ResNetConfig
+    from tune_lung.families.resnet import ResNetConfig
 
     shallow, deep = (
         prefix_gain(

@@ -1,4 +1,4 @@
-"""What of a ResNet stays as it was loaded, under each protocol.
+"""What of a backbone stays as it was loaded, under each protocol.
 
 `strict`: the frozen part is a prefix of its own, stem included, with batch norm in eval mode: a pure function of the
 image, whose output may be kept. `published`, as the paper's program did it: the weights of the frozen blocks are fixed,
@@ -8,14 +8,13 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from tune_lung.config import Protocol
-from tune_lung.models.resnet import BLOCKS, STEM
 
 if TYPE_CHECKING:
     from tune_lung.models.network import Network
@@ -52,42 +51,30 @@ class FrozenPrefix(nn.Sequential):
             return features_NCHW
 
 
-def freeze_blocks(stages: OrderedDict[str, nn.Module], *, frozen_blocks: int, protocol: Protocol) -> FrozenPrefix | None:
-    """Freeze the first residual blocks of a ResNet.
+def freeze_stages(
+    stages: OrderedDict[str, nn.Module], *, prefix: Collection[str], stem: Collection[str], protocol: Protocol
+) -> FrozenPrefix | None:
+    """Freeze the first stages of a network.
 
-    Under `strict` the frozen stages are taken out of `stages`; under `published` they stay there, their weights fixed.
+    Under `strict` they are taken out of `stages`; under `published` they stay there, the weights of all but the stem fixed.
 
     Args:
-        stages: Stem and blocks by torchvision's names; changed in place.
-        frozen_blocks: How many blocks, 0 to 4.
+        stages: Stem and blocks by name; changed in place.
+        prefix: Names of the first stages, in order; none freezes nothing.
+        stem: Those of them that are no block.
         protocol: The rules.
 
     Returns:
         The frozen prefix, or None where there is none: nothing is frozen, or the protocol is `published`.
-
-    Raises:
-        ValueError: There are fewer blocks.
     """
-    if not 0 <= frozen_blocks <= len(BLOCKS):
-        raise ValueError(f"frozen_blocks must be 0 to {len(BLOCKS)}, not {frozen_blocks}.")
-    blocks = BLOCKS[:frozen_blocks]
     if protocol == "published":
-        for name in blocks:
-            stages[name].requires_grad_(False)
+        for name in prefix:
+            if name not in stem:
+                stages[name].requires_grad_(False)
         return None
-    if not blocks:
+    if not prefix:
         return None
-    return FrozenPrefix(OrderedDict((name, stages.pop(name)) for name in (*STEM, *blocks)))
-
-
-def stages_after_blocks(prefix: nn.Module, num_blocks: int) -> nn.Sequential:
-    """Give what a frozen prefix adds to one that ends after fewer blocks, which every deeper one begins with.
-
-    Args:
-        prefix: A frozen prefix.
-        num_blocks: Blocks of the shallower one, 0 to 4.
-    """
-    return nn.Sequential(*list(prefix.children())[len(STEM) + num_blocks :])
+    return FrozenPrefix(OrderedDict((name, stages.pop(name)) for name in prefix))
 
 
 def set_prefix_statistics(network: "Network", batches: Iterable[Tensor]) -> None:

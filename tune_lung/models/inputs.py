@@ -1,6 +1,6 @@
 """How stored pixels become what a network takes in: mask, grey levels, channels, normalisation.
 
-Shapes: N images, C channels (1 for the CNN, 3 for ResNets), H rows, W columns.
+Shapes: N images, C channels (1 or 3, as the family reads them), H rows, W columns.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from tune_lung.config import CnnConfig, InputPart, Protocol, TrialConfig
+from tune_lung.config import InputPart, Protocol, TrialConfig
+from tune_lung.families import family_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -40,13 +41,13 @@ class InputTransform:
         Returns:
             The transform.
         """
-        is_cnn = isinstance(trial.network, CnnConfig)
+        family = family_of(trial.network.model)
+        channels = family.in_channels
         if protocol == "published":
-            channels = 1 if is_cnn else 3
             return cls(part=trial.input, mean=(0.0,) * channels, deviation=(1.0,) * channels)
-        if is_cnn:
-            return cls(part=trial.input, mean=(train_mean,), deviation=(train_deviation,))
-        return cls(part=trial.input, mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION)
+        if family.takes_weights:
+            return cls(part=trial.input, mean=IMAGENET_MEAN, deviation=IMAGENET_DEVIATION)
+        return cls(part=trial.input, mean=(train_mean,) * channels, deviation=(train_deviation,) * channels)
 
     def brightness(self, pixels_NHW: Tensor, masks_NHW: Tensor | None) -> Tensor:
         """Scale pixels to 0..1, with the pixels outside the wanted part at 0.

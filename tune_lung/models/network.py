@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tune_lung.config import CnnConfig, Protocol, ResNetConfig
-from tune_lung.models import cnn, resnet
-from tune_lung.models.freezing import FrozenPrefix, freeze_blocks
+from tune_lung.config import Protocol
+from tune_lung.families import family_of
+from tune_lung.families.family import ModelConfig
+from tune_lung.models.architectures import architecture_of, backbone_of
+from tune_lung.models.freezing import FrozenPrefix, freeze_stages
 from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource, load_backbone
 from tune_lung.randomness import derive_seed
 
@@ -60,7 +62,7 @@ class Network(nn.Module):
 
 
 def build_network(
-    network: CnnConfig | ResNetConfig,
+    network: ModelConfig,
     *,
     protocol: Protocol,
     num_classes: int,
@@ -78,7 +80,7 @@ def build_network(
         protocol: The rules of freezing.
         num_classes: Number of logits, at least 2.
         image_size: Side of the square images in pixels.
-        weights: Where a ResNet's backbone starts; the handcrafted CNN has a random start and ignores it.
+        weights: Where a backbone starts; a family that takes no weights has a random start and ignores it.
         seed: Root of the random starts, 0 to 2**63 - 1.
 
     Returns:
@@ -86,24 +88,20 @@ def build_network(
 
     Raises:
         InputError: The weights' file is gone or has changed.
-        ValueError: A ResNet without weights, or images too small for the CNN.
+        ValueError: A backbone without weights, or images too small for the network.
     """
-    if isinstance(network, CnnConfig):
-        with _drawn_from(seed, "backbone"):
-            stages = cnn.cnn_stages(network)
-        with _drawn_from(seed, "head"):
-            head = cnn.cnn_head(network, num_classes=num_classes, image_size=image_size)
-        return Network(prefix=None, rest=nn.Sequential(stages | head), in_channels=cnn.IN_CHANNELS)
-    if weights is None:
+    family, architecture = family_of(network.model), architecture_of(network.model)
+    if family.takes_weights and weights is None:
         raise ValueError(f"A {network.model} needs weights; a random start is one of them.")
-    stages = _resnet_stages(network, weights, seed)
+    stages = _stages_at_their_start(network, weights if family.takes_weights else None, seed)
     with _drawn_from(seed, "head"):
-        head = resnet.resnet_head(resnet.num_features(network.model), num_classes=num_classes)
-    prefix = freeze_blocks(stages, frozen_blocks=network.frozen_blocks, protocol=protocol)
-    return Network(prefix=prefix, rest=nn.Sequential(stages | head), in_channels=resnet.IN_CHANNELS)
+        head = architecture.head(network, num_classes=num_classes, image_size=image_size)
+    names = architecture.prefix_stages(network.frozen_blocks)
+    prefix = freeze_stages(stages, prefix=names, stem=architecture.stem, protocol=protocol)
+    return Network(prefix=prefix, rest=nn.Sequential(stages | head), in_channels=family.in_channels)
 
 
-def network_outline(network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> Network:
+def network_outline(network: ModelConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> Network:
     """Build a network that has shapes and no numbers, on torch's meta device: for counting, at no cost in memory."""
     with torch.device("meta"):
         return build_network(
@@ -143,13 +141,28 @@ def load_changing_state(network: Network, tensors: Mapping[str, Tensor]) -> None
     network.load_state_dict(dict(tensors), strict=False)
 
 
-def _resnet_stages(network: ResNetConfig, weights: WeightsSource, seed: int) -> OrderedDict[str, nn.Module]:
-    if weights.kind == "random":
+def stages_after_blocks(network: ModelConfig, prefix: nn.Module, num_blocks: int) -> nn.Sequential:
+    """Give what a frozen prefix adds to one that ends after fewer blocks, which every deeper one begins with.
+
+    Args:
+        network: What the prefix was built from.
+        prefix: A frozen prefix.
+        num_blocks: Blocks of the shallower one, at least 1.
+    """
+    num_stages = len(architecture_of(network.model).prefix_stages(num_blocks))
+    return nn.Sequential(*list(prefix.children())[num_stages:])
+
+
+def _stages_at_their_start(network: ModelConfig, weights: WeightsSource | None, seed: int) -> OrderedDict[str, nn.Module]:
+    architecture = architecture_of(network.model)
+    if weights is None or weights.kind == "random":
         with _drawn_from(seed, "backbone"):
-            return resnet.resnet_stages(network.model)
+            return architecture.stages(network)
     with torch.device("meta"):  # no numbers are drawn that the file's would replace
-        stages = resnet.resnet_stages(network.model)
-    nn.Sequential(stages).load_state_dict(load_backbone(weights, network.model), assign=True)
+        stages = architecture.stages(network)
+    renamed = backbone_of(network.model).stage_tensor
+    tensors = {renamed(name): tensor for name, tensor in load_backbone(weights, network.model).items()}
+    nn.Sequential(stages).load_state_dict(tensors, assign=True)
     return stages
 
 

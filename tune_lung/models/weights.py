@@ -1,4 +1,4 @@
-"""Where a ResNet's backbone starts: torchvision's ImageNet weights, a random start, or the user's own files.
+"""Where a backbone starts: torchvision's ImageNet weights, a random start, or the user's own files.
 
 What is read is checked before anything is trained: a file that does not fit is one line of text. No code in a file is
 ever run.
@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from tune_lung.config import WeightsKind
 from tune_lung.errors import InputError, did_you_mean
+from tune_lung.families import family_of
+from tune_lung.families.backbone import WeightsKind
 from tune_lung.files import DamagedFileError, check_safetensors_file, open_regular_file, sha256_of_file
+from tune_lung.models.architectures import backbone_of
 
 IMAGENET_VERSION = "IMAGENET1K_V1"
 """The weights of torchvision's first recipe, for every depth. They are what `pretrained=True` gave the paper, and
@@ -38,7 +40,7 @@ _PICKLES_BEFORE_OLD_STORAGES = 5
 _PLAIN_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch(\.storage)? \w+Storage"
 )
-_HEAD = "fc."
+_T = TypeVar("_T")
 _BATCH_COUNTER = "num_batches_tracked"  # absent from torchvision's own files, and never read with a fixed momentum
 
 
@@ -61,32 +63,32 @@ RANDOM_WEIGHTS = WeightsSource(kind="random", name="random")
 
 
 def resolve_weights(argument: str, models: Sequence[str]) -> dict[str, WeightsSource]:
-    """Find and check the weights of every ResNet of a space.
+    """Find and check the weights of every backbone of a space.
 
     Args:
         argument: `imagenet`, `random`, a file, or a folder with one file per model, named `resnet18*.pth` (or `.pt`,
             `.safetensors`). Files are state dicts in torchvision's format, fp32 or fp16, with any head.
-        models: The space's networks; the handcrafted CNN takes no weights and is passed over.
+        models: The space's networks; those that take no weights are passed over.
 
     Returns:
-        A source for each ResNet, by model name.
+        A source for each backbone, by model name.
 
     Raises:
         InputError: There is no such file, weights for some models are missing, a file does not fit its network or
             cannot be read, or a download failed; the text says what to do.
     """
-    resnets = [model for model in dict.fromkeys(models) if model != "cnn"]
+    backbones = [model for model in dict.fromkeys(models) if family_of(model).takes_weights]
     if argument == "random":
-        return dict.fromkeys(resnets, RANDOM_WEIGHTS)
+        return dict.fromkeys(backbones, RANDOM_WEIGHTS)
     if argument == "imagenet":
-        return {model: _imagenet_source(model) for model in resnets}
+        return {model: _imagenet_source(model) for model in backbones}
     path = Path(argument).expanduser().resolve()  # workers stand in another folder
     if path.is_dir():
-        return {model: _file_source(file, model) for model, file in _files_of_folder(path, resnets).items()}
+        return {model: _file_source(file, model) for model, file in _files_of_folder(path, backbones).items()}
     if not path.is_file():
         hint = did_you_mean(argument, ("imagenet", "random"))
         raise InputError(f"--weights {argument}: there is no such file or folder. {hint} Or give a path that exists.")
-    return _single_file_sources(path, resnets)
+    return _single_file_sources(path, backbones)
 
 
 def load_backbone(source: WeightsSource, model: str) -> dict[str, Tensor]:
@@ -97,7 +99,7 @@ def load_backbone(source: WeightsSource, model: str) -> dict[str, Tensor]:
 
     Args:
         source: What `resolve_weights` gave; not a random start.
-        model: The ResNet.
+        model: The backbone.
 
     Returns:
         Tensors by torchvision's names, fp32, on the CPU, without head and batch counters.
@@ -163,14 +165,14 @@ def _promised_digest(weights: WeightsEnum) -> str:
     return Path(_file_name(weights)).stem.rpartition("-")[2]
 
 
-def _files_of_folder(folder: Path, resnets: Sequence[str]) -> dict[str, Path]:
-    found = {model: _files_of_model(folder, model) for model in resnets}
+def _files_of_folder(folder: Path, backbones: Sequence[str]) -> dict[str, Path]:
+    found = {model: _files_of_model(folder, model) for model in backbones}
     missing = [model for model, files in found.items() if not files]
     if missing:
         wanted = ", ".join(f"{model}*.pth" for model in missing)
         raise InputError(
             f"--weights: the folder {folder.name} has no weights for {', '.join(missing)}. Add {wanted} (or .pt, .safetensors)"
-            f"{_only_model_hint([model for model in resnets if model not in missing])}."
+            f"{_only_model_hint([model for model in backbones if model not in missing])}."
         )
     for model, files in found.items():
         if len(files) > 1:
@@ -190,10 +192,10 @@ def _file_source(path: Path, model: str) -> WeightsSource:
     return WeightsSource(kind="file", name=path.name, sha256=sha256_of_file(path), path=path)
 
 
-def _single_file_sources(path: Path, resnets: Sequence[str]) -> dict[str, WeightsSource]:
-    tensors = _read_state_dict(path)
-    misfits = {model: misfit for model in resnets if (misfit := _misfit(tensors, model))}
-    fitting = [model for model in resnets if model not in misfits]
+def _single_file_sources(path: Path, backbones: Sequence[str]) -> dict[str, WeightsSource]:
+    content = _read_state_dict(path)
+    misfits = {model: misfit for model in backbones if (misfit := _misfit(_backbone_part(content, model), model))}
+    fitting = [model for model in backbones if model not in misfits]
     if misfits:
         first, misfit = next(iter(misfits.items()))
         raise InputError(
@@ -201,9 +203,9 @@ def _single_file_sources(path: Path, resnets: Sequence[str]) -> dict[str, Weight
             f" model{_only_model_hint(fitting)}."
         )
     digest = sha256_of_file(path)
-    for model in resnets:
-        _require_sound(path, tensors, model)
-    return {model: WeightsSource(kind="file", name=path.name, sha256=digest, path=path) for model in resnets}
+    for model in backbones:
+        _require_sound(path, content, model)
+    return {model: WeightsSource(kind="file", name=path.name, sha256=digest, path=path) for model in backbones}
 
 
 def _only_model_hint(fitting: Sequence[str]) -> str:
@@ -211,7 +213,7 @@ def _only_model_hint(fitting: Sequence[str]) -> str:
 
 
 def _checked_backbone(path: Path, model: str) -> dict[str, Tensor]:
-    tensors = _read_state_dict(path)
+    tensors = _backbone_part(_read_state_dict(path), model)
     if misfit := _misfit(tensors, model):
         raise InputError(f"{path.name} does not fit {model}: {misfit}. Give a state dict of torchvision's {model}.")
     _require_sound(path, tensors, model)
@@ -219,7 +221,7 @@ def _checked_backbone(path: Path, model: str) -> dict[str, Tensor]:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file's backbone tensors, on the CPU; head and batch counters are left out."""
+    """Read a file's tensors, on the CPU."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name} is no weights file by its name. Allowed: {', '.join(SUFFIXES)}.")
     try:
@@ -231,7 +233,13 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if not _is_state_dict(content):
         raise InputError(f"{path.name} is not a state dict (tensors by name). Save it with torch.save(model.state_dict(), ...).")
-    return {name: tensor for name, tensor in content.items() if not name.startswith(_HEAD) and not name.endswith(_BATCH_COUNTER)}
+    return dict(content)
+
+
+def _backbone_part(named: Mapping[str, _T], model: str) -> dict[str, _T]:
+    """Leave out what belongs to torchvision's own head, and batch counters."""
+    own_head = backbone_of(model).own_head
+    return {name: value for name, value in named.items() if not name.startswith(own_head) and not name.endswith(_BATCH_COUNTER)}
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -296,8 +304,7 @@ def _misfit(tensors: Mapping[str, Tensor], model: str) -> str | None:
 def _backbone_shapes(model: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
         network = get_model(model, weights=None)
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    return {name: shape for name, shape in shapes.items() if not name.startswith(_HEAD) and not name.endswith(_BATCH_COUNTER)}
+    return _backbone_part({name: tensor.shape for name, tensor in network.state_dict().items()}, model)
 
 
 def _require_sound(path: Path, tensors: Mapping[str, Tensor], model: str) -> None:

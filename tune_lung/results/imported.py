@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_lung.config import FIELD_TYPES, Point, PointValue, RunConfig, TrialConfig, checked_value, point_id
+from tune_lung.config import FIELD_TYPES, Point, RunConfig, TrialConfig, checked_value, model_of, point_id
 from tune_lung.errors import InputError, shortened
+from tune_lung.families.family import PointValue
 from tune_lung.results.beginning import MOST_NAME_BYTES, begin_run, require_free
 from tune_lung.results.ledger import Ledger, Row
 from tune_lung.results.manifest import DataFacts, new_manifest, require_manifest
@@ -221,8 +222,8 @@ def _digest(*names: str) -> str:
 def _arms(points: Sequence[Point], axes: Mapping[str, SampledAxis]) -> tuple[Arm, ...]:
     """Make an arm of each network, over the fields that its points name."""
     arms = []
-    for model in dict.fromkeys(str(point.get("model", "cnn")) for point in points):
-        own = [point for point in points if point.get("model", "cnn") == model]
+    for model in dict.fromkeys(map(model_of, points)):
+        own = [point for point in points if model_of(point) == model]
         names = dict.fromkeys(name for point in own for name in point if name not in _NEVER_AN_AXIS)
         tried = {name: axes.get(name) or _axis_of_values([point[name] for point in own if name in point]) for name in names}
         arms.append(Arm(model=model, **tried))

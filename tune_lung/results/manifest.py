@@ -19,7 +19,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung import __version__
-from tune_lung.config import DeviceKind, Precision, Protocol, RunConfig, WeightsKind
+from tune_lung.config import DeviceKind, Precision, Protocol, RunConfig
+from tune_lung.families.backbone import WeightsKind
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.schema import SCHEMA_VERSION
 from tune_lung.shapes import DISTINCT, AttemptNumber, Count, ListOf, Text, require_shape
@@ -68,7 +69,7 @@ class _DataShape(TypedDict):
 
 
 class _WeightsShape(TypedDict):
-    """Where a ResNet's backbone starts."""
+    """Where a backbone starts."""
 
     kind: WeightsKind
     name: Text
@@ -194,7 +195,7 @@ def new_manifest(
         sampler_options: Every option that the sampler was given.
         run: What all trials share.
         data: The images.
-        weights: Kind, name and sha256 of each ResNet's weights, by model.
+        weights: Kind, name and sha256 of each backbone's weights, by model.
         settings: What else belongs to the search; None for all images there are, bad files left out.
         numerics: How its trials are computed; None where that is not known.
     """

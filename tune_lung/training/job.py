@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from tune_lung.config import ResNetConfig, RunConfig, TrialConfig
+from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import Part, PixelStore
 from tune_lung.models.inputs import InputTransform
@@ -24,7 +24,7 @@ class TrainingJob:
     store: PixelStore
     """Training and validation images."""
     weights: WeightsSource | None
-    """Where a ResNet's backbone starts; None for the CNN."""
+    """Where a backbone starts; None for a family that takes no weights."""
     trial_seed: int
     """Root of this trial's draws: batches, augmentation."""
     network_seed: int
@@ -76,6 +76,5 @@ class TrainingJob:
     @property
     def has_random_prefix(self) -> bool:
         """Whether the network has a frozen prefix at a random start, whose batch-norm statistics are still to be set."""
-        network = self.trial.network
         is_random = self.weights is not None and self.weights.kind == "random"
-        return isinstance(network, ResNetConfig) and network.frozen_blocks > 0 and is_random and self.run.protocol == "strict"
+        return self.trial.network.frozen_blocks > 0 and is_random and self.run.protocol == "strict"

@@ -28,15 +28,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from tune_lung.config import Precision, ResNetConfig
+from tune_lung.config import Precision
 from tune_lung.data.cache import Cache, content_key
 from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError, is_of_the_system
 from tune_lung.evaluation.predictions import input_batches
+from tune_lung.families.backbone import BackboneConfig
 from tune_lung.files import check_regular_file, check_safetensors_file, plain_json, read_regular_file
-from tune_lung.models.freezing import set_prefix_statistics, stages_after_blocks
-from tune_lung.models.network import Network, network_outline
+from tune_lung.models.freezing import set_prefix_statistics
+from tune_lung.models.network import Network, network_outline, stages_after_blocks
 from tune_lung.models.precision import arithmetic_of, autocast
 from tune_lung.models.transfer import to_device
 from tune_lung.shapes import Amount, Count, require_shape
@@ -218,7 +219,7 @@ def _pay(job: TrainingJob, cache: Cache) -> bool:
     if any(has_features(each, cache) for each in (job, *(shallower for _, shallower in _shallower_prefixes(job)))):
         return True
     network = job.trial.network
-    if not isinstance(network, ResNetConfig):
+    if not isinstance(network, BackboneConfig):
         return False
     plain = replace(network, weights="random")  # one measurement for all starts
     gain = prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
@@ -228,8 +229,8 @@ def _pay(job: TrainingJob, cache: Cache) -> bool:
 def _content(job: TrainingJob) -> dict[str, Any]:
     """List what the features follow from."""
     network, weights, transform = job.trial.network, job.weights, job.transform()
-    if not isinstance(network, ResNetConfig) or weights is None:
-        raise ValueError("Only a ResNet has a frozen prefix.")
+    if not isinstance(network, BackboneConfig) or weights is None:
+        raise ValueError("Only a backbone has a frozen prefix.")
     return {
         "version": FEATURES_VERSION,
         "torch": torch.__version__,
@@ -287,7 +288,7 @@ def _source(job: TrainingJob, prefix: nn.Module, statistics: Mapping[str, Tensor
         if features is not None and all(torch.equal(statistics[name], own) for name, own in features.statistics.items()):
             return _Source(
                 batches=partial(features.batches, batch_size=_BATCH_SIZE, device=job.device),
-                stages=stages_after_blocks(prefix, blocks),
+                stages=stages_after_blocks(job.trial.network, prefix, blocks),
                 check=features.check,
             )
     return _Source(batches=partial(_image_batches, job), stages=prefix, check=job.check_images)
@@ -296,7 +297,7 @@ def _source(job: TrainingJob, prefix: nn.Module, statistics: Mapping[str, Tensor
 def _shallower_prefixes(job: TrainingJob) -> Iterator[tuple[int, TrainingJob]]:
     """Give the same job with fewer blocks frozen, the deepest first."""
     network = job.trial.network
-    if isinstance(network, ResNetConfig):
+    if isinstance(network, BackboneConfig):
         for blocks in range(network.frozen_blocks - 1, 0, -1):
             yield blocks, replace(job, trial=replace(job.trial, network=replace(network, frozen_blocks=blocks)))
 

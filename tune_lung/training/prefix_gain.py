@@ -7,7 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tune_lung.config import Precision, ResNetConfig
+from tune_lung.config import Precision
+from tune_lung.families.family import ModelConfig
 from tune_lung.models.network import build_network
 from tune_lung.models.precision import autocast
 from tune_lung.models.weights import RANDOM_WEIGHTS
@@ -18,13 +19,13 @@ _NUM_ROUNDS = 3
 
 
 @lru_cache(maxsize=64)
-def prefix_gain(network: ResNetConfig, *, image_size: int, precision: Precision, device: torch.device) -> float:
+def prefix_gain(network: ModelConfig, *, image_size: int, precision: Precision, device: torch.device) -> float:
     """Measure a frozen prefix's share in a training step, by a few steps of a throwaway network.
 
     No gradient enters the prefix, so a step on images is a pass through it and then a step on its features.
 
     Args:
-        network: A ResNet with frozen blocks; where its weights come from plays no part.
+        network: One with frozen blocks. It is built at a random start, whatever weights it names.
         image_size: Side of the images in pixels.
         precision: Number format of the arithmetic.
         device: Where to compute.

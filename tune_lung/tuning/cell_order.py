@@ -8,7 +8,8 @@ References:
 from collections.abc import Hashable
 from functools import cache
 
-from tune_lung.config import CnnConfig, Protocol, ResNetConfig, RunConfig, TrialConfig
+from tune_lung.config import Protocol, RunConfig, TrialConfig
+from tune_lung.families.family import ModelConfig
 from tune_lung.models.cost import mult_adds, prefix_mult_adds
 from tune_lung.models.network import network_outline
 from tune_lung.space import Cell, SearchSpace
@@ -62,7 +63,7 @@ def training_work(trial: TrialConfig, run: RunConfig, *, num_classes: int) -> in
 
 
 @cache
-def _work_of_parts(network: CnnConfig | ResNetConfig, protocol: Protocol, num_classes: int, image_size: int) -> tuple[int, int]:
+def _work_of_parts(network: ModelConfig, protocol: Protocol, num_classes: int, image_size: int) -> tuple[int, int]:
     """Count the multiply-adds of a network's frozen prefix and of the rest."""
     outline = network_outline(network, protocol=protocol, num_classes=num_classes, image_size=image_size)
     prefix = prefix_mult_adds(outline, image_size)
@@ -77,6 +78,6 @@ def _largest(cell: Cell) -> TrialConfig:
 def _shared_by(trial: TrialConfig, run: RunConfig, number: int) -> Hashable:
     """Name what trials with the same prefix features have in common; a cell without such features shares nothing."""
     network = trial.network
-    if not isinstance(network, ResNetConfig) or not network.frozen_blocks or run.protocol != "strict":
+    if not network.frozen_blocks or run.protocol != "strict":
         return number
     return network.model, network.frozen_blocks, trial.input, trial.precision, trial.augmentation

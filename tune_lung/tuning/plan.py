@@ -110,7 +110,7 @@ class TrialPlan:
     trial: TrialConfig
     """What is trained, and how."""
     weights: WeightsSource | None
-    """Where a ResNet's backbone starts; None for the CNN."""
+    """Where a backbone starts; None for a family that takes no weights."""
     trial_seed: int
     """Root of the trial's own draws."""
     network_seed: int
@@ -132,7 +132,7 @@ class SearchSetup:
     data_fingerprint: str
     """Digest of pixels, labels and split."""
     weights: Mapping[str, WeightsSource]
-    """Where each ResNet's backbone starts, by model."""
+    """Where each backbone starts, by model."""
     cpus_per_trial: float
     """CPUs, and so torch threads, of one trial."""
     gpus_per_trial: float

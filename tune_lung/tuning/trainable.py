@@ -11,9 +11,10 @@ from typing import Any
 from ray import tune
 from torch import Tensor
 
-from tune_lung.config import CnnConfig, Protocol, ResNetConfig
+from tune_lung.config import Protocol
 from tune_lung.data.cache import Cache
 from tune_lung.evaluation.predictions import predictions_frame
+from tune_lung.families.family import ModelConfig
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import count_parameters, network_outline
 from tune_lung.results.ledger import Ledger
@@ -142,7 +143,7 @@ class LungTrial(tune.Trainable):
 
 
 @lru_cache(maxsize=64)
-def network_facts(network: CnnConfig | ResNetConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> dict[str, int]:
+def network_facts(network: ModelConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> dict[str, int]:
     """Count a network's parameters and multiply-adds; the weights it starts from play no part."""
     built = network_outline(network, protocol=protocol, num_classes=num_classes, image_size=image_size)
     total, trainable = count_parameters(built)

@@ -8,7 +8,8 @@ from statistics import fmean
 
 import numpy as np
 
-from tune_lung.config import PointValue, TrialConfig
+from tune_lung.config import TrialConfig
+from tune_lung.families.family import PointValue
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import Verdict
 from tune_lung.space import Cell, LogUniform, SampledAxis

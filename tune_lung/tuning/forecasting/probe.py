@@ -18,11 +18,12 @@ from typing import Any
 import ray
 import torch
 
-from tune_lung.config import CnnConfig, PointValue, ResNetConfig, TrialConfig
+from tune_lung.config import TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import OpenPart, Part, PixelStore
 from tune_lung.errors import InputError
 from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame, stored_tensors
+from tune_lung.families.family import ModelConfig, PointValue
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import load_changing_state, network_outline
 from tune_lung.results.schema import FailureKind
@@ -78,12 +79,12 @@ def largest_point(cell: Cell, *, image_size: int) -> dict[str, PointValue]:
 
 def work_of(trial: TrialConfig, *, image_size: int) -> tuple[int, int, bool]:
     """Put a trial's training step in an order by its work: multiply-adds first, then what is not frozen, then augmentation."""
-    frozen_blocks = getattr(trial.network, "frozen_blocks", 0)
-    return trial.batch_size * _mult_adds(trial.network, image_size), -frozen_blocks, trial.augmentation != "none"
+    network = trial.network
+    return trial.batch_size * _mult_adds(network, image_size), -network.frozen_blocks, trial.augmentation != "none"
 
 
 @cache
-def _mult_adds(network: CnnConfig | ResNetConfig, image_size: int) -> int:
+def _mult_adds(network: ModelConfig, image_size: int) -> int:
     outline = network_outline(network, protocol="strict", num_classes=2, image_size=image_size)
     return mult_adds(outline, image_size)
 

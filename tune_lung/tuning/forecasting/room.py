@@ -10,8 +10,9 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from tune_lung.config import CnnConfig, ResNetConfig, RunConfig, TrialConfig
+from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.errors import InputError
+from tune_lung.families.family import ModelConfig
 from tune_lung.models.network import network_outline
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.space import SearchSpace
@@ -90,7 +91,7 @@ def checkpoints_need(
 
 def _sizes_by_cell(plans: Sequence[CellPlan], run: RunConfig, *, num_classes: int) -> dict[str, CheckpointSizes]:
     @cache
-    def sizes_of(network: CnnConfig | ResNetConfig, optimizer: str) -> tuple[int, int]:
+    def sizes_of(network: ModelConfig, optimizer: str) -> tuple[int, int]:
         outline = network_outline(network, protocol=run.protocol, num_classes=num_classes, image_size=run.image_size)
         return checkpoint_bytes(optimizer, outline)
 

@@ -25,7 +25,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
-from tune_lung.config import PointValue
+from tune_lung.families.family import PointValue
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, Choice, IntRange, LogUniform, SampledAxis, SearchSpace, first_values

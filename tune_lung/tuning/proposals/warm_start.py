@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from tune_lung.config import BUDGET_FIELDS, PointValue, RunConfig, checked_value
+from tune_lung.config import BUDGET_FIELDS, RunConfig, checked_value
 from tune_lung.errors import InputError, shortened
+from tune_lung.families.family import PointValue
 from tune_lung.files import DamagedFileError
 from tune_lung.results.reader import Run, in_order_of_proposal, plain_rows
 from tune_lung.results.schema import TrialStatus

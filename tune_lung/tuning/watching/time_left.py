@@ -2,10 +2,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
-from tune_lung.config import ResNetConfig, TrialConfig
+from tune_lung.config import TrialConfig
+from tune_lung.families import family_of
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
@@ -30,8 +31,8 @@ class TimeLeft:
 
     Without a scheduler every trial is taken to run all its epochs. With one, a trial is expected
     to run as long as those that ran longer than it has run, on average, and a trial to come as long as one of those
-    started. A cell that has not been seen is taken to be as slow for its work as the slowest one seen of its kind, CNN or
-    ResNet; the CNN's wide layers take longer for the same work.
+    started. A cell that has not been seen is taken to be as slow for its work as the slowest one seen of its family; the
+    handcrafted CNN's wide layers take longer for the same work than a ResNet's.
     """
 
     def __init__(self, cells: Iterable[Cell], strategy: Strategy, *, work: Mapping[str, float]) -> None:
@@ -43,7 +44,7 @@ class TimeLeft:
             work: What one image costs in each cell, by its name and in any unit, as `work_of_cells` counts it.
         """
         self._foreseen = foresee_trials(plan_cells(cells, strategy), strategy)
-        self._is_resnet = {trial.cell: isinstance(trial.trial.network, ResNetConfig) for trial in self._foreseen}
+        self._family = {trial.cell: family_of(trial.trial.network.model).name for trial in self._foreseen}
         self._stops_trials = strategy.scheduler != "none"
         self._budget_seconds = strategy.time_budget_seconds
         self._work = work
@@ -120,7 +121,7 @@ class TimeLeft:
     def _pace(self, cell: str, paces: Mapping[str, _Pace]) -> _Pace:
         if cell in paces:
             return paces[cell]
-        alike = {seen: pace for seen, pace in paces.items() if self._is_resnet[seen] == self._is_resnet[cell]} or paces
+        alike = {seen: pace for seen, pace in paces.items() if self._family[seen] == self._family[cell]} or paces
         slowest = max(pace.epoch_seconds / self._work[seen] for seen, pace in alike.items())
         return _Pace(max(pace.start_seconds for pace in alike.values()), slowest * self._work[cell])
 
@@ -130,9 +131,7 @@ def work_of_cells(space: SearchSpace, setup: SearchSetup, *, num_classes: int) -
     work = {}
     for cell in space.cells():
         *_, largest = cell.probes()
-        network = TrialConfig.from_point(largest).network
-        if isinstance(network, ResNetConfig):
-            network = replace(network, frozen_blocks=0)
+        network = TrialConfig.from_point(largest).network.with_nothing_frozen()
         facts = network_facts(network, protocol=setup.run.protocol, num_classes=num_classes, image_size=setup.run.image_size)
         work[cell.name] = float(facts["mult_adds"])
     return work

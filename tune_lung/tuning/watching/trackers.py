@@ -24,8 +24,8 @@ from ray.air.constants import TRAINING_ITERATION
 from ray.tune import Callback
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
-from tune_lung.config import PointValue
 from tune_lung.errors import InputError
+from tune_lung.families.family import PointValue
 from tune_lung.files import set_aside
 from tune_lung.results.schema import TrialStatus
 from tune_lung.tuning.driver_only import DriverOnly

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from tune_lung.config import PointValue
+from tune_lung.families.family import PointValue
 
 _SHORT_NAMES = {
     "augmentation": "augment",
