@@ -38,7 +38,7 @@ class FrozenPrefix(nn.Sequential):
         return super().train(False)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Compute the frozen features, without a graph.
+        """Compute the frozen features, without a graph, in the number format of the arithmetic, as they are stored.
 
         Args:
             images_NCHW: Normalised images.
@@ -48,7 +48,9 @@ class FrozenPrefix(nn.Sequential):
         """
         with torch.no_grad():
             features_NCHW: Tensor = super().forward(images_NCHW)  # type: ignore[no-untyped-call]
-            return features_NCHW
+            kind = images_NCHW.device.type
+            is_autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+            return features_NCHW.to(torch.get_autocast_dtype(kind)) if is_autocast else features_NCHW
 
 
 def freeze_stages(

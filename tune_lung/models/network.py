@@ -4,8 +4,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from tune_lung.config import Protocol
 from tune_lung.families import family_of
 from tune_lung.families.family import ModelConfig
 from tune_lung.models.architectures import architecture_of, backbone_of
+from tune_lung.models.draws import drawn_from
 from tune_lung.models.freezing import FrozenPrefix, freeze_stages
 from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource, load_backbone
 from tune_lung.randomness import derive_seed
@@ -94,7 +94,7 @@ def build_network(
     if family.takes_weights and weights is None:
         raise ValueError(f"A {network.model} needs weights; a random start is one of them.")
     stages = _stages_at_their_start(network, weights if family.takes_weights else None, seed)
-    with _drawn_from(seed, "head"):
+    with drawn_from(derive_seed(seed, "head")):
         head = architecture.head(network, num_classes=num_classes, image_size=image_size)
     names = architecture.prefix_stages(network.frozen_blocks)
     prefix = freeze_stages(stages, prefix=names, stem=architecture.stem, protocol=protocol)
@@ -156,7 +156,7 @@ def stages_after_blocks(network: ModelConfig, prefix: nn.Module, num_blocks: int
 def _stages_at_their_start(network: ModelConfig, weights: WeightsSource | None, seed: int) -> OrderedDict[str, nn.Module]:
     architecture = architecture_of(network.model)
     if weights is None or weights.kind == "random":
-        with _drawn_from(seed, "backbone"):
+        with drawn_from(derive_seed(seed, "backbone")):
             return architecture.stages(network)
     with torch.device("meta"):  # no numbers are drawn that the file's would replace
         stages = architecture.stages(network)
@@ -164,11 +164,3 @@ def _stages_at_their_start(network: ModelConfig, weights: WeightsSource | None, 
     tensors = {renamed(name): tensor for name, tensor in load_backbone(weights, network.model).items()}
     nn.Sequential(stages).load_state_dict(tensors, assign=True)
     return stages
-
-
-@contextmanager
-def _drawn_from(seed: int, name: str) -> Iterator[None]:
-    """Let torch's initialisers, which know only the CPU's global generator, draw from a named seed; then restore it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, name))
-        yield

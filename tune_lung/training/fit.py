@@ -20,6 +20,7 @@ from tune_lung.config import TrialConfig
 from tune_lung.data.batches import epoch_batches
 from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
 from tune_lung.evaluation.predictions import predict_logits
+from tune_lung.models.draws import drawn_from
 from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
 from tune_lung.models.transfer import to_device
@@ -304,19 +305,20 @@ def _train_epoch(
     augmentation_draws = torch.Generator().manual_seed(derive_seed(job.trial_seed, "augmentation", epoch))
     inputs.module.train()
     losses = []
-    for indices in batches:
-        with stopwatch.measure(TimePart.STORE):
-            batch = inputs.train_batch(indices, augmentation_draws)
-            labels_of_batch_N = inputs.train_labels_N[to_device(indices, job.device)]
-        with stopwatch.measure(TimePart.STEP):
-            with autocast(job.device, trial.precision):
-                logits_NK = inputs.module(batch)
-            loss = loss_of_batch(logits_NK.float(), labels_of_batch_N)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(loss.detach())
-        note_progress()
+    with drawn_from(derive_seed(job.trial_seed, "dropout", epoch), job.device):
+        for indices in batches:
+            with stopwatch.measure(TimePart.STORE):
+                batch = inputs.train_batch(indices, augmentation_draws)
+                labels_of_batch_N = inputs.train_labels_N[to_device(indices, job.device)]
+            with stopwatch.measure(TimePart.STEP):
+                with autocast(job.device, trial.precision):
+                    logits_NK = inputs.module(batch)
+                loss = loss_of_batch(logits_NK.float(), labels_of_batch_N)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                losses.append(loss.detach())
+            note_progress()
     return _finite(torch.stack(losses).mean().item(), "training", epoch)
 
 
