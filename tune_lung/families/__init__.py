@@ -5,10 +5,11 @@ Another family is a file beside these, one line in `FAMILIES`, and what builds i
 
 from tune_lung.errors import did_you_mean
 from tune_lung.families.cnn import CNN
+from tune_lung.families.convnext import CONVNEXT
 from tune_lung.families.family import Family, Look, require
 from tune_lung.families.resnet import RESNET
 
-FAMILIES: tuple[Family, ...] = (CNN, RESNET)
+FAMILIES: tuple[Family, ...] = (CNN, RESNET, CONVNEXT)
 """Every family, in the order in which figures draw them."""
 
 DEFAULT_MODEL = "cnn"
