@@ -26,7 +26,7 @@ from tune_lung.analysis.style import (
     write_ticks_short,
 )
 from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
-from tune_lung.families import family_of
+from tune_lung.families.registry import family_of
 from tune_lung.files import CheckWriter, anyone_may_write, is_plain_file, whole_file
 from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import best_points

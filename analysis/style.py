@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from tune_lung.families import LOOKS
+from tune_lung.families.registry import LOOKS
 
 Floats: TypeAlias = NDArray[np.float64]
 """Plotted values."""

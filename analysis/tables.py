@@ -13,7 +13,7 @@ from tune_lung.analysis.terminal import Heading, aligned, magnitude, percent, pe
 from tune_lung.errors import InputError
 from tune_lung.evaluation.metrics import Counts, confusion_matrix
 from tune_lung.evaluation.statistics import Estimate, difference, macro_recall_estimate, micro_recall_estimate
-from tune_lung.families import DEFAULT_MODEL
+from tune_lung.families.registry import DEFAULT_MODEL
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column

@@ -7,8 +7,8 @@ from hypothesis import given
 
 from tune_lung.config import BUDGET_FIELDS, FIELD_TYPES, RunConfig, TrialConfig, checked_value, point_id, value_from_text
 from tune_lung.errors import InputError
-from tune_lung.families import MODELS
 from tune_lung.families.cnn import CnnConfig, CnnShape
+from tune_lung.families.registry import MODELS
 from tune_lung.families.resnet import ResNetConfig
 
 shapes = st.builds(

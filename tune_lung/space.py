@@ -13,8 +13,8 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from tune_lung.config import PROTOCOLS, Point, Precision, Protocol, RunConfig, TrialConfig, applies_to, checked_value, model_of
 from tune_lung.errors import InputError, did_you_mean, shortened
-from tune_lung.families import DEFAULT_MODEL, MODELS, family_of
 from tune_lung.families.family import PointValue
+from tune_lung.families.registry import DEFAULT_MODEL, MODELS, family_of
 
 MOST_CELLS = 10_000
 """Cells of the largest space."""

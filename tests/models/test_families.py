@@ -10,7 +10,7 @@ from torchvision.models import get_model
 
 from tune_lung.config import FIELD_TYPES, RunConfig, TrialConfig
 from tune_lung.errors import InputError
-from tune_lung.families import FAMILIES, LOOKS, MODELS, family_of
+from tune_lung.families.registry import FAMILIES, LOOKS, MODELS, family_of
 from tune_lung.models.architectures import architecture_of, backbone_of
 from tune_lung.models.network import Network, build_network, changing_state, network_outline, stages_after_blocks
 from tune_lung.models.precision import autocast

@@ -2,20 +2,23 @@
 
 from typing import Any
 
-from tune_lung.families import family_of
 from tune_lung.families.cnn import CNN
 from tune_lung.families.convnext import CONVNEXT
+from tune_lung.families.efficientnet import EFFICIENTNET
+from tune_lung.families.registry import family_of
 from tune_lung.families.resnet import RESNET
 from tune_lung.models.architecture import Architecture
 from tune_lung.models.backbone import BackboneArchitecture
 from tune_lung.models.cnn import CnnArchitecture
 from tune_lung.models.convnext import ConvNextArchitecture
+from tune_lung.models.efficientnet import EfficientNetArchitecture
 from tune_lung.models.resnet import ResNetArchitecture
 
 _ARCHITECTURES: dict[str, Architecture[Any]] = {
     CNN.name: CnnArchitecture(),
     RESNET.name: ResNetArchitecture(),
     CONVNEXT.name: ConvNextArchitecture(),
+    EFFICIENTNET.name: EfficientNetArchitecture(),
 }
 
 

@@ -38,7 +38,10 @@ class FrozenPrefix(nn.Sequential):
         return super().train(False)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Compute the frozen features, without a graph, in the number format of the arithmetic, as they are stored.
+        """Compute the frozen features, without a graph.
+
+        What a stage gives has the number format of the arithmetic, in which features are stored: a ConvNeXt adds up in fp32
+        whatever the arithmetic, and a deeper prefix would else go on from other numbers than from a shallower one's features.
 
         Args:
             images_NCHW: Normalised images.
@@ -47,10 +50,13 @@ class FrozenPrefix(nn.Sequential):
             The last frozen stage's map, (N, C', H', W').
         """
         with torch.no_grad():
-            features_NCHW: Tensor = super().forward(images_NCHW)  # type: ignore[no-untyped-call]
-            kind = images_NCHW.device.type
+            kind, features_NCHW = images_NCHW.device.type, images_NCHW
             is_autocast = kind != "meta" and torch.is_autocast_enabled(kind)
-            return features_NCHW.to(torch.get_autocast_dtype(kind)) if is_autocast else features_NCHW
+            for stage in self:
+                features_NCHW = stage(features_NCHW)
+                if is_autocast:
+                    features_NCHW = features_NCHW.to(torch.get_autocast_dtype(kind))
+            return features_NCHW
 
 
 def freeze_stages(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tune_lung.config import InputPart, Protocol, TrialConfig
-from tune_lung.families import family_of
+from tune_lung.families.registry import family_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)

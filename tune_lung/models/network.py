@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tune_lung.config import Protocol
-from tune_lung.families import family_of
 from tune_lung.families.family import ModelConfig
+from tune_lung.families.registry import family_of
 from tune_lung.models.architectures import architecture_of, backbone_of
 from tune_lung.models.draws import drawn_from
 from tune_lung.models.freezing import FrozenPrefix, freeze_stages

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from tune_lung.errors import InputError, did_you_mean
-from tune_lung.families import family_of
 from tune_lung.families.backbone import WeightsKind
+from tune_lung.families.registry import family_of
 from tune_lung.files import DamagedFileError, check_safetensors_file, open_regular_file, sha256_of_file
 from tune_lung.models.architectures import backbone_of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tune_lung.config import TrialConfig
-from tune_lung.families import family_of
+from tune_lung.families.registry import family_of
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
