@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tune_lung.families.registry import FAMILIES
 from tune_lung.results.schema import TimePart
 from tune_lung.training import fit as fit_module
 from tune_lung.training.checkpoints import Checkpoints, load
@@ -70,6 +71,23 @@ def test_fit_gives_the_same_numbers_when_resumed_after_epoch_2(
     rest = list(fit(make_job(), Checkpoints(tmp_path / "cut"), known_epochs=2))
     assert [result.epoch for result in rest] == [3, 4]
     assert numbers(cut + rest) == numbers(whole)
+
+
+@pytest.mark.parametrize("model", [next(iter(family.models)) for family in FAMILIES if family.takes_weights])
+@pytest.mark.parametrize("frozen_blocks", [0, 3])
+def test_every_familys_backbone_gives_the_same_numbers_when_resumed_whatever_others_draw(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, frozen_blocks: int
+) -> None:
+    """Dropout, and whole paths left out, are drawn too."""
+    monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_LAST", 0.0)
+    point = {"model": model, "frozen_blocks": frozen_blocks, "weights": "random", "batch_size": 8, "max_epochs": 2}
+    whole = list(fit(make_job(point), Checkpoints(tmp_path / "whole")))
+    torch.rand(5)
+    cut = list(islice(fit(make_job(point), Checkpoints(tmp_path / "cut")), 1))
+    torch.rand(5)
+    rest = list(fit(make_job(point), Checkpoints(tmp_path / "cut"), known_epochs=1))
+    assert numbers(cut + rest) == numbers(whole)
+    assert whole[0].train_loss != whole[1].train_loss
 
 
 def test_fit_says_which_epochs_it_tells_again(make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
