@@ -26,6 +26,7 @@ from tune_lung.analysis.style import (
     write_ticks_short,
 )
 from tune_lung.analysis.tables import comparison_table, data_label, weights_label, with_test_intervals
+from tune_lung.errors import InputError
 from tune_lung.families.registry import family_of
 from tune_lung.files import CheckWriter, anyone_may_write, is_plain_file, whole_file
 from tune_lung.printable import in_one_line
@@ -175,6 +176,9 @@ def _can_be_drawn(trials: pd.DataFrame) -> pd.Series:
 
 def _series_of(table: pd.DataFrame, line: _LineStyle, marker: str) -> list[_Series]:
     own = set(table["model"])
+    if unknown := own - MODEL_COLOURS.keys():
+        name = in_one_line(min(map(str, unknown)))
+        raise InputError(f"No figure knows the network '{name}': a newer version wrote the run. Update tune_lung.")
     return [
         _Series(model=model, rows=table[table["model"] == model], line=line, marker=marker)
         for model in MODEL_COLOURS

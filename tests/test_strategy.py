@@ -1,6 +1,7 @@
 """How a space is searched: defaults, and combinations that are refused."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,3 +88,10 @@ def test_a_strategy_survives_the_manifest(objectives: tuple[Objective, ...]) -> 
     strategy = Strategy.for_space(TUNED, objectives=objectives, samples=5, time_budget_seconds=60.0)
     content = json.loads(json.dumps({**strategy.as_json(), "sampler_options": {"seed": 1}}))
     assert Strategy.from_json(content) == strategy
+
+
+@pytest.mark.parametrize("change", [{"sampler": "tpee"}, {"scheduler": "hyperband"}])
+def test_an_unknown_sampler_or_scheduler_becomes_no_other(change):
+    (name,) = change
+    with pytest.raises(InputError, match=rf"^{name} cannot be '{change[name]}'\. .*Allowed: "):
+        replace(Strategy.for_space(TUNED), **change)

@@ -13,8 +13,8 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import TypeAdapter
 
-from tune_lung.errors import InputError, did_you_mean, shortened
-from tune_lung.families.family import Family, ModelConfig, PointValue, plain_types, require, require_choice
+from tune_lung.errors import InputError, did_you_mean, require, require_choice, shortened
+from tune_lung.families.family import Family, ModelConfig, PointValue, plain_types
 from tune_lung.families.registry import DEFAULT_MODEL, FAMILY_FIELDS, family_of
 from tune_lung.shapes import WrongShapeError, built_from_json
 

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any, get_args
 
 from tune_lung.interrupts import unwound_by_signals
 from tune_lung.printable import complain, in_one_line
@@ -61,6 +62,25 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(shortened(word), names, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Allowed: {', '.join(names)}."
+
+
+def require(condition: bool, text: str) -> None:
+    """Refuse a value.
+
+    Raises:
+        InputError: The condition does not hold; its text is `text`.
+    """
+    if not condition:
+        raise InputError(text)
+
+
+def require_choice(name: str, value: str, alias: Any) -> None:
+    """Refuse a value that is none of a `Literal`'s.
+
+    Raises:
+        InputError: It is none; the text names those that are.
+    """
+    require(value in get_args(alias), f"{name} cannot be {shortened(repr(value))}. {did_you_mean(str(value), get_args(alias))}")
 
 
 def exit_status(command: Callable[[], int]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 from pydantic import TypeAdapter
 
 from tune_lung.config import TrialConfig
-from tune_lung.errors import InputError, did_you_mean, shortened
+from tune_lung.errors import InputError, did_you_mean, require_choice, shortened
 from tune_lung.shapes import WrongShapeError, built_from_json
 from tune_lung.space import Cell, SearchSpace
 
@@ -105,6 +105,8 @@ class Strategy:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, and a scheduler that would have nothing sound to compare."""
+        require_choice("sampler", self.sampler, SamplerName)
+        require_choice("scheduler", self.scheduler, SchedulerName)
         least = {"samples": 1, "repeats": 1, "grace_epochs": 1, "reduction_factor": 2}
         for name, lowest in least.items():
             value = getattr(self, name)

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from tune_lung.analysis.figures import figure4, save_figure
 from tune_lung.analysis.style import MODEL_COLOURS
 from tune_lung.analysis.tables import comparison_table
+from tune_lung.errors import InputError
 from tune_lung.results.reader import read_run
 from tune_lung.space_files import load_space
 
@@ -227,3 +228,9 @@ def test_the_same_run_gives_the_same_bytes_at_200_dots_per_inch(random_run, tmp_
 def test_more_runs_than_can_be_told_apart_are_refused(random_run):
     with pytest.raises(ValueError, match="compares 1 to 3 runs, not 4"):
         figure4(*[random_run] * 4)
+
+
+def test_a_network_that_no_figure_knows_is_named_instead_of_left_out(random_run):
+    trials = random_run.trials.assign(model=random_run.trials["model"].replace("resnet18", "vit_b_16"))
+    with pytest.raises(InputError, match=r"^No figure knows the network 'vit_b_16'"):
+        figure4(replace(random_run, trials=trials))

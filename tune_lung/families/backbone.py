@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypeAlias
 
-from tune_lung.families.family import PointValue, require, require_choice
+from tune_lung.errors import require, require_choice
+from tune_lung.families.family import PointValue
 
 WeightsKind: TypeAlias = Literal["imagenet", "random", "file"]
 

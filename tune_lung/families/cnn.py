@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, Self, TypeAlias
 
-from tune_lung.errors import InputError
-from tune_lung.families.family import Family, Look, PointValue, plain_types, require, require_choice
+from tune_lung.errors import InputError, require, require_choice
+from tune_lung.families.family import Family, Look, PointValue, plain_types
 
 Padding: TypeAlias = Literal["valid", "same"]
 

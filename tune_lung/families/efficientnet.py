@@ -7,8 +7,9 @@ References:
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tune_lung.errors import require_choice
 from tune_lung.families.backbone import NUM_BLOCKS, BackboneConfig
-from tune_lung.families.family import Family, Look, plain_types, require_choice
+from tune_lung.families.family import Family, Look, plain_types
 
 EfficientNetName: TypeAlias = Literal["efficientnet_b0"]
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeAlias, get_args, get_origin, get_type_hints
-
-from tune_lung.errors import InputError, did_you_mean, shortened
+from typing import Any, Literal, Protocol, Self, TypeAlias, get_origin, get_type_hints
 
 PointValue: TypeAlias = str | int | float | tuple[int, ...]
 """A value that one field of a trial can take."""
@@ -74,25 +72,6 @@ class Family:
     """Blocks that can be frozen, from the first on; 0 for none."""
     takes_weights: bool
     """Whether it may start from weights that others have trained, on images normalised as ImageNet's are."""
-
-
-def require(condition: bool, text: str) -> None:
-    """Refuse a value.
-
-    Raises:
-        InputError: The condition does not hold; its text is `text`.
-    """
-    if not condition:
-        raise InputError(text)
-
-
-def require_choice(name: str, value: str, alias: Any) -> None:
-    """Refuse a value that is none of a `Literal`'s.
-
-    Raises:
-        InputError: It is none; the text names those that are.
-    """
-    require(value in get_args(alias), f"{name} cannot be {shortened(repr(value))}. {did_you_mean(str(value), get_args(alias))}")
 
 
 def plain_types(owner: type, *, without: tuple[str, ...] = ()) -> dict[str, type]:

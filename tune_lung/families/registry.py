@@ -3,11 +3,11 @@
 Another family is a file beside this one, a line in `FAMILIES`, and what builds it in `tune_lung.models`.
 """
 
-from tune_lung.errors import did_you_mean
+from tune_lung.errors import did_you_mean, require
 from tune_lung.families.cnn import CNN
 from tune_lung.families.convnext import CONVNEXT
 from tune_lung.families.efficientnet import EFFICIENTNET
-from tune_lung.families.family import Family, Look, require
+from tune_lung.families.family import Family, Look
 from tune_lung.families.resnet import RESNET
 
 FAMILIES: tuple[Family, ...] = (CNN, RESNET, CONVNEXT, EFFICIENTNET)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tune_lung.errors import require_choice
 from tune_lung.families.backbone import NUM_BLOCKS, BackboneConfig
-from tune_lung.families.family import Family, Look, plain_types, require_choice
+from tune_lung.families.family import Family, Look, plain_types
 
 ResNetName: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 

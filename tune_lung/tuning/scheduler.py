@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, assert_never
 
 from ray.tune import PlacementGroupFactory
 from ray.tune.execution.tune_controller import TuneController
@@ -135,11 +135,15 @@ def rule_of(strategy: Strategy, *, max_epochs: int) -> StoppingRule | None:
     Returns:
         The rule; None where every trial runs to its own end.
     """
-    if strategy.scheduler == "none":
-        return None
-    if strategy.scheduler == "median":
-        return MedianStopping(grace_epochs=strategy.grace_epochs)
-    return Asha(rungs_of(strategy, max_epochs=max_epochs), reduction_factor=strategy.reduction_factor)
+    match strategy.scheduler:
+        case "none":
+            return None
+        case "median":
+            return MedianStopping(grace_epochs=strategy.grace_epochs)
+        case "asha":
+            return Asha(rungs_of(strategy, max_epochs=max_epochs), reduction_factor=strategy.reduction_factor)
+        case unknown:
+            assert_never(unknown)
 
 
 def judged_epochs(strategy: Strategy, *, max_epochs: int) -> frozenset[int]:

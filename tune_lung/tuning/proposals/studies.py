@@ -29,7 +29,7 @@ from tune_lung.families.family import PointValue
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, Choice, IntRange, LogUniform, SampledAxis, SearchSpace, first_values
-from tune_lung.strategy import Objective, Strategy
+from tune_lung.strategy import Objective, SamplerName, Strategy
 
 Values: TypeAlias = Mapping[str, PointValue]
 """One value for each sampled axis of a cell."""
@@ -326,9 +326,14 @@ def make_sampler(strategy: Strategy, *, seed: int) -> BaseSampler:
         strategy: Names the sampler.
         seed: 0 to 2**32 - 1.
     """
-    kinds: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "gp": GPSampler, "nsga2": NSGAIISampler}
-    kind: Any = kinds.get(strategy.sampler, RandomSampler)
-    return kind(seed=seed, **sampler_options(strategy))  # type: ignore[no-any-return]
+    kinds: dict[SamplerName, Any] = {
+        "tpe": TPESampler,
+        "gp": GPSampler,
+        "nsga2": NSGAIISampler,
+        "random": RandomSampler,
+        "exhaustive": RandomSampler,  # never asked: every point there is has been enqueued
+    }
+    return kinds[strategy.sampler](seed=seed, **sampler_options(strategy))  # type: ignore[no-any-return]
 
 
 def distribution_of(axis: SampledAxis) -> BaseDistribution:
