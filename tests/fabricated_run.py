@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tune_lung.config import RunConfig, TrialConfig, point_id
-from tune_lung.families.resnet import ResNetConfig
+from tune_lung.families.registry import family_of
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, ended, new_manifest, with_test_opening
 from tune_lung.results.ranking import best_points, pareto_front, point_means
@@ -260,10 +260,10 @@ def _images(num_test: int) -> pd.DataFrame:
 
 def _identity(cell: Cell, *, max_epochs: int, weights: str | None, values: Mapping[str, Any] | None = None) -> dict:
     point = cell.with_values(values or {}) | (
-        {"weights": "file" if weights else "random"} if cell.point["model"] != "cnn" else {}
+        {"weights": "file" if weights else "random"} if family_of(str(cell.point["model"])).takes_weights else {}
     )
     trial = TrialConfig.from_point(point | {"max_epochs": max_epochs})
-    is_resnet = isinstance(trial.network, ResNetConfig)
+    takes_weights = family_of(trial.network.model).takes_weights
     own_point = point_id(trial, RunConfig(), weights_sha256=None, data_fingerprint="c0ffee")
     return {
         "trial_id": own_point,
@@ -271,15 +271,15 @@ def _identity(cell: Cell, *, max_epochs: int, weights: str | None, values: Mappi
         "cell": cell.name,
         "repeat": 0,
         **trial.columns(),
-        "weights_name": (weights or "random") if is_resnet else None,
-        "weights_sha256": "ab" * 32 if is_resnet and weights else None,
+        "weights_name": (weights or "random") if takes_weights else None,
+        "weights_sha256": "ab" * 32 if takes_weights and weights else None,
         "trial_seed": 2**62,
         "attempts": 1,
     }
 
 
 def _of_cell(values: dict[str, tuple], row: dict) -> float:
-    return values[row["model"]][row["frozen_blocks"] or 0]
+    return values.get(row["model"], values["resnet34"])[row["frozen_blocks"] or 0]
 
 
 def _epochs(recall: float, seconds: float, *, max_epochs: int, generator: np.random.Generator) -> list[dict]:
