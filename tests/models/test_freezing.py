@@ -90,7 +90,7 @@ def test_frozen_random_prefix_explodes_until_its_statistics_are_set():
     network = built(4, model="resnet34")
     images = noise(16, size=64)
     assert network.prefix(images).std() > 10
-    set_prefix_statistics(network, images.split(8))
+    set_prefix_statistics(network.prefix, images.split(8))
     # The last ReLU adds a normalised branch to a shortcut that adds up over the block's units.
     assert 0.3 < network.prefix(noise(16, size=64, seed=1)).std() < 3
 
@@ -98,7 +98,7 @@ def test_frozen_random_prefix_explodes_until_its_statistics_are_set():
 def test_prefix_statistics_of_the_first_layer_are_the_average_over_all_images_in_uneven_batches():
     network = built(1)
     images = noise(7)
-    set_prefix_statistics(network, (images[:5], images[5:]))
+    set_prefix_statistics(network.prefix, (images[:5], images[5:]))
     maps = network.prefix.conv1(images)
     torch.testing.assert_close(network.prefix.bn1.running_mean, maps.mean(dim=(0, 2, 3)))
     variances = [maps[part].var(dim=(0, 2, 3)) for part in (slice(0, 5), slice(5, 7))]
@@ -108,9 +108,9 @@ def test_prefix_statistics_of_the_first_layer_are_the_average_over_all_images_in
 def test_setting_statistics_twice_gives_the_same_and_leaves_weights_rest_and_modes_alone():
     network = built(2)
     before = copied_state(network)
-    set_prefix_statistics(network, noise().split(2))
+    set_prefix_statistics(network.prefix, noise().split(2))
     once = copied_state(network)
-    set_prefix_statistics(network, noise().split(2))
+    set_prefix_statistics(network.prefix, noise().split(2))
     twice = copied_state(network)
     counters = [name for name in once if name.endswith("num_batches_tracked")]
     assert all(torch.equal(once[name], twice[name]) for name in once if name not in counters)
@@ -122,9 +122,9 @@ def test_setting_statistics_twice_gives_the_same_and_leaves_weights_rest_and_mod
 
 def test_setting_statistics_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no batch"):
-        set_prefix_statistics(built(1), [])
+        set_prefix_statistics(built(1).prefix, [])
     with pytest.raises(ValueError, match="has none"):
-        set_prefix_statistics(built(0), [noise()])
+        set_prefix_statistics(built(0).prefix, [noise()])
 
 
 def test_cnn_has_no_frozen_prefix():

@@ -9,15 +9,12 @@ Shapes: N images, C channels, H x W pixels.
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from tune_lung.config import Protocol
-
-if TYPE_CHECKING:
-    from tune_lung.models.network import Network
 
 
 class FrozenPrefix(nn.Sequential):
@@ -85,7 +82,7 @@ def freeze_stages(
     return FrozenPrefix(OrderedDict((name, stages.pop(name)) for name in prefix))
 
 
-def set_prefix_statistics(network: "Network", batches: Iterable[Tensor]) -> None:
+def set_prefix_statistics(prefix: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the batch-norm statistics of a randomly started frozen prefix once, by a pass over images.
 
     A random network in eval mode does not normalise at all, so its features explode with depth (measured: deviation 40
@@ -93,17 +90,18 @@ def set_prefix_statistics(network: "Network", batches: Iterable[Tensor]) -> None
     reads features that were normalised by their own batch.
 
     Args:
-        network: A network with a frozen prefix; nothing else of it is changed.
+        prefix: A network's frozen prefix; one without batch norm needs none, and no batch is asked for.
         batches: Normalised images (N, C, H, W) of the training split, on the prefix's device. A batch of 1 image has no
             variance where the map has shrunk to 1 pixel: torch refuses it.
 
     Raises:
-        ValueError: The network has no frozen prefix, or there is no batch.
+        ValueError: It is no frozen prefix, or there is no batch.
     """
-    prefix = network.prefix
-    if not network.has_frozen_prefix:
+    if not isinstance(prefix, FrozenPrefix):
         raise ValueError("Only a frozen prefix has statistics to set, and this network has none.")
     norms = [module for module in prefix.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
     momentums = [norm.momentum for norm in norms]
     num_images = 0
     try:

@@ -208,7 +208,7 @@ def settle_prefix(job: TrainingJob, network: Network) -> None:
     """Set the batch-norm statistics of a frozen random prefix: left as they start, its features explode."""
     if job.has_random_prefix:
         batches = input_batches(job.train, job.transform(), batch_size=_BATCH_SIZE, device=job.device)
-        set_prefix_statistics(network, batches)
+        set_prefix_statistics(network.prefix, batches)
 
 
 def _pay(job: TrainingJob, cache: Cache) -> bool:
