@@ -123,7 +123,7 @@ def test_setting_statistics_twice_gives_the_same_and_leaves_weights_rest_and_mod
 def test_setting_statistics_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no batch"):
         set_prefix_statistics(built(1).prefix, [])
-    with pytest.raises(ValueError, match="has none"):
+    with pytest.raises(TypeError, match="has none"):
         set_prefix_statistics(built(0).prefix, [noise()])
 
 

@@ -95,10 +95,11 @@ def set_prefix_statistics(prefix: nn.Module, batches: Iterable[Tensor]) -> None:
             variance where the map has shrunk to 1 pixel: torch refuses it.
 
     Raises:
-        ValueError: It is no frozen prefix, or there is no batch.
+        TypeError: It is no frozen prefix.
+        ValueError: There is no batch.
     """
     if not isinstance(prefix, FrozenPrefix):
-        raise ValueError("Only a frozen prefix has statistics to set, and this network has none.")
+        raise TypeError("Only a frozen prefix has statistics to set, and this network has none.")
     norms = [module for module in prefix.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return
