@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tune_lung import search_flow
 from tune_lung.__main__ import COMMANDS, main
 from tune_lung.errors import InputError
-from tune_lung.option_rules import OPTION_RULES
 from tune_lung.option_values import Place, ReadOption
-from tune_lung.search_options import notes_on_scheduler, search_parser, space_of, strategy_of
+from tune_lung.search import steps as search_steps
+from tune_lung.search.option_rules import OPTION_RULES
+from tune_lung.search.options import notes_on_scheduler, search_parser, space_of, strategy_of
 from tune_lung.tuning import cluster
 
 FRONT_OF_TIME = "val_macro_recall:max,epoch_seconds_mean:min"
@@ -149,7 +149,7 @@ def test_a_refused_value_is_one_line_and_status_2_and_nothing_is_decoded(
     def decode(*_: object) -> None:
         raise AssertionError("Images are decoded.")
 
-    monkeypatch.setattr(search_flow, "_prepare", decode)
+    monkeypatch.setattr(search_steps, "_prepare", decode)
     monkeypatch.setattr("tune_lung.data.__main__.scan", decode)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2

@@ -30,7 +30,7 @@ class Command:
 
 
 COMMANDS = {
-    "search": Command("tune_lung.search", "search a space for the best network, or go on with a search"),
+    "search": Command("tune_lung.search.__main__", "search a space for the best network, or go on with a search"),
     "data": Command("tune_lung.data.__main__", "look into a folder of X-rays, prepare it, or draw synthetic ones"),
     "report": Command("tune_lung.report", "draw a run's figures and print its tables, or compare several runs"),
     "runs": Command("tune_lung.runs", "list runs, and exchange them with Optuna and Ray Tune"),

@@ -15,7 +15,7 @@ from tune_lung.data.__main__ import main as data
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger, read_manifest
 from tune_lung.results.reader import read_run
-from tune_lung.search import main
+from tune_lung.search.__main__ import main
 from tune_lung.training.checkpoints import load, save
 
 from tests.faults.search_process import (

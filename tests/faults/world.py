@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 import tune_lung.data.__main__ as data_command
+import tune_lung.search.__main__ as search_command
 from tune_lung import report as report_command
 from tune_lung import runs as runs_command
-from tune_lung import search as search_command
-from tune_lung import search_flow
 from tune_lung.errors import InputError
 from tune_lung.files import write_json_with_digest
 from tune_lung.results.layout import RunPaths
+from tune_lung.search import steps as search_steps
 
 COMMANDS = {
     "search": search_command.main,
@@ -153,7 +153,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             raise InputError("Here Ray would start.")
             yield
 
-        monkeypatch.setattr(search_flow, "ray_session", no_ray)
+        monkeypatch.setattr(search_steps, "ray_session", no_ray)
         monkeypatch.setenv("HOME", str(made.home))
         for kind in ("cache", "config", "state"):  # matplotlib keeps its settings in the second
             monkeypatch.setenv(f"XDG_{kind.upper()}_HOME", str(made.own / kind))

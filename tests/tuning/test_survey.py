@@ -11,9 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from tune_lung import search_flow
 from tune_lung.config import RunConfig
 from tune_lung.errors import InputError
+from tune_lung.search import steps as search_steps
 from tune_lung.tuning.survey import DeviceFacts, Survey
 
 A100, T4 = DeviceFacts(name="A100", has_bf16=True), DeviceFacts(name="Tesla T4", has_bf16=False)
@@ -23,7 +23,7 @@ STRICT = RunConfig(image_size=64)
 def precision_for(survey: Survey | None, run: RunConfig = STRICT) -> tuple[str, str]:
     """What `--precision auto` becomes, and what is said of it."""
     told = StringIO()
-    return search_flow._best_precision(run, survey, Console(file=told, width=200)), told.getvalue()
+    return search_steps._best_precision(run, survey, Console(file=told, width=200)), told.getvalue()
 
 
 def test_bf16_is_chosen_where_every_gpu_multiplies_it_natively() -> None:
@@ -37,7 +37,7 @@ def test_one_gpu_without_bf16_makes_all_trials_fp32_and_is_named() -> None:
 
 
 def test_gpus_that_nobody_can_ask_are_not_taken_to_have_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_flow, "supports_bf16", lambda _: True)  # the driver's own processor says nothing of them
+    monkeypatch.setattr(search_steps, "supports_bf16", lambda _: True)  # the driver's own processor says nothing of them
     chosen, told = precision_for(Survey(num_silent=1, on_gpus=True))
     assert chosen == "fp32"
     assert "no node is there to be asked for bf16" in told
@@ -45,7 +45,7 @@ def test_gpus_that_nobody_can_ask_are_not_taken_to_have_bf16(monkeypatch: pytest
 
 @pytest.mark.parametrize("own", [True, False])
 def test_processors_that_nobody_can_ask_are_taken_to_be_the_drivers(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    monkeypatch.setattr(search_flow, "supports_bf16", lambda _: own)
+    monkeypatch.setattr(search_steps, "supports_bf16", lambda _: own)
     for survey in (None, Survey(on_gpus=False)):
         assert precision_for(survey)[0] == ("bf16" if own else "fp32")
 

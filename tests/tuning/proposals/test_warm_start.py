@@ -16,7 +16,7 @@ from tune_lung.errors import InputError
 from tune_lung.models.weights import WeightsSource
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.reader import Run, read_run
-from tune_lung.search import main
+from tune_lung.search.__main__ import main
 from tune_lung.space import Arm, Choice, LogUniform, SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import Objective, Strategy

@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tune_lung import search_flow
 from tune_lung.errors import InputError
-from tune_lung.search import main
-from tune_lung.search_options import check_trackers, search_parser
+from tune_lung.search import steps as search_steps
+from tune_lung.search.__main__ import main
+from tune_lung.search.options import check_trackers, search_parser
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.watching import trackers
@@ -264,7 +264,7 @@ def test_wandb_without_a_key_says_so_before_anything_is_trained(
 
 @pytest.mark.parametrize("name", sorted(trackers._OPEN))
 def test_a_tracker_without_its_package_names_the_extra_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tune_lung.search_options.find_spec", lambda _: None)
+    monkeypatch.setattr("tune_lung.search.options.find_spec", lambda _: None)
     options = search_parser(None).parse_args(["--tracker", name])
     with pytest.raises(InputError, match=rf"^--tracker {name} .* pip install 'tune-lung\[{name}\]'\.$"):
         check_trackers(options)
@@ -309,7 +309,7 @@ def test_a_tracker_without_its_key_or_server_is_refused_before_anything_is_done(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    monkeypatch.setattr(search_flow, "_prepare", lambda *_: pytest.fail("Images are decoded."))
+    monkeypatch.setattr(search_steps, "_prepare", lambda *_: pytest.fail("Images are decoded."))
     messages = {
         "wandb": "--tracker wandb has no key. Run `wandb login`, set WANDB_API_KEY, or keep all on this machine with WANDB_MODE=",
         "mlflow": "--tracker mlflow: no server answers at 127.0.0.1, which MLFLOW_TRACKING_URI names.",

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung.files import plain_json, read_regular_file, write_text_whole
-from tune_lung.option_rules import Kept, OptionRule, rules_of
+from tune_lung.search.option_rules import Kept, OptionRule, rules_of
 from tune_lung.shapes import require_shape
 
 _MOST_BYTES = 10**6

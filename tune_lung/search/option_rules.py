@@ -2,7 +2,7 @@
 
 A run's manifest may be a stranger's. What defines the search is read from it as data, part by part, and nothing else is:
 no path, no address, no tracker, nothing that takes room, CPUs or GPUs. Those come from the command line that resumes, or
-from what the same user said of the same run before (`tune_lung.remembered`).
+from what the same user said of the same run before (`tune_lung.search.remembered`).
 """
 
 import argparse

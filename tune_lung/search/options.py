@@ -10,8 +10,8 @@ from tune_lung.config import PROTOCOLS, RunConfig, default_select_by, value_from
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES
 from tune_lung.errors import InputError
 from tune_lung.families.family import PointValue
-from tune_lung.option_rules import add_value, rule_of
 from tune_lung.results.layout import DEFAULT_KEEP, KEEPS
+from tune_lung.search.option_rules import add_value, rule_of
 from tune_lung.space import SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import (

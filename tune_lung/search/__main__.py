@@ -21,13 +21,13 @@ from tune_lung.errors import exit_status
 from tune_lung.files import shown_path
 from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen, say
-from tune_lung.search_options import check_trackers, search_parser
+from tune_lung.search.options import check_trackers, search_parser
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 from tune_lung.working_folder import away_from_it
 
 if TYPE_CHECKING:
     from tune_lung.results.ledger import Ledger
-    from tune_lung.search_request import SearchRequest
+    from tune_lung.search.request import SearchRequest
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tune_lung.search") -> int:
@@ -66,15 +66,15 @@ def _list_spaces(console: Console) -> int:
 
 
 def _begin(options: argparse.Namespace, arguments: list[str], console: Console) -> int:
-    from tune_lung.search_request import SearchRequest
+    from tune_lung.search.request import SearchRequest
 
     return _search(SearchRequest.new(options, arguments), console)
 
 
 def _resume(root: Path, arguments: list[str], console: Console) -> int:
     from tune_lung.results.ownership import Ownership
-    from tune_lung.resume_options import resumed_search
-    from tune_lung.search_request import SearchRequest
+    from tune_lung.search.request import SearchRequest
+    from tune_lung.search.resume_options import resumed_search
 
     resumed = resumed_search(root, arguments)
     with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
@@ -87,7 +87,7 @@ def _search(request: "SearchRequest", console: Console) -> int:
     check_trackers(request.options)
     # This loads torch and Ray: --help, --list-spaces and a wrong option answer before.
     with away_from_it():
-        from tune_lung.search_flow import search
+        from tune_lung.search.steps import search
 
     return search(request, console, _reporter(request.options, console))
 

@@ -10,7 +10,6 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from tune_lung import search_request, search_supervision
 from tune_lung.data.prepare import PreparedData
 from tune_lung.errors import InputError, SupersededError
 from tune_lung.files import read_json_with_digest
@@ -20,11 +19,13 @@ from tune_lung.results.ledger import Ledger
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import FailureKind, TrialStatus
-from tune_lung.resume_options import resumed_search
-from tune_lung.search_flow import _known_trials
-from tune_lung.search_options import search_parser
-from tune_lung.search_request import SearchRequest
-from tune_lung.search_supervision import Supervised, _write_end, opened_ledger, supervise
+from tune_lung.search import request as search_request
+from tune_lung.search import supervision as search_supervision
+from tune_lung.search.options import search_parser
+from tune_lung.search.request import SearchRequest
+from tune_lung.search.resume_options import resumed_search
+from tune_lung.search.steps import _known_trials
+from tune_lung.search.supervision import Supervised, _write_end, opened_ledger, supervise
 from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial

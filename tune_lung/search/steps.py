@@ -27,11 +27,11 @@ from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
-from tune_lung.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.screen import say
-from tune_lung.search_options import notes_on_scheduler
-from tune_lung.search_request import SearchRequest
-from tune_lung.search_supervision import Supervised, opened_ledger, supervise
+from tune_lung.search.options import notes_on_scheduler
+from tune_lung.search.request import SearchRequest
+from tune_lung.search.resume_options import ResumedSearch, check_same_numbers
+from tune_lung.search.supervision import Supervised, opened_ledger, supervise
 from tune_lung.space import SearchSpace
 from tune_lung.tuning.cluster import (
     Resources,

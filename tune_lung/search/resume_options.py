@@ -1,7 +1,7 @@
 """What `--resume RUN` goes on with: the run as its manifest has it, with what may grow, and nothing else changed.
 
 The manifest may be a stranger's. From it comes what defines the search, as data: the space, the strategy, the run's settings.
-Where images and weights lie, caches, addresses and all else that `tune_lung.option_rules` keeps from a manifest is said by
+Where images and weights lie, caches, addresses and all else that `tune_lung.search.option_rules` keeps from a manifest is said by
 the command line, or was said before by the same user of the same run. Where nobody has said it, as on another machine,
 `--data` and `--weights` say it again.
 """
@@ -15,13 +15,13 @@ from typing import Any
 
 from tune_lung.config import DeviceKind, Precision, RunConfig, TrialConfig
 from tune_lung.errors import InputError, shortened
-from tune_lung.option_rules import OPTION_RULES, Change, Kept, rules_of
-from tune_lung.remembered import remembered
 from tune_lung.results.layout import DEFAULT_KEEP, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.manifest import SearchSettings
 from tune_lung.results.schema import SCHEMA_VERSION
-from tune_lung.search_options import given_options, search_parser, space_of, with_fixed_fields
+from tune_lung.search.option_rules import OPTION_RULES, Change, Kept, rules_of
+from tune_lung.search.options import given_options, search_parser, space_of, with_fixed_fields
+from tune_lung.search.remembered import remembered
 from tune_lung.space import SearchSpace
 from tune_lung.space_changes import space_changes
 from tune_lung.strategy import Strategy, parse_objectives

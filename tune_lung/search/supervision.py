@@ -14,16 +14,16 @@ from tune_lung.errors import NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import Interruption, interruptible
 from tune_lung.printable import complain, in_one_line
-from tune_lung.remembered import remember
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import DataFacts, Numerics, Outcome, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
-from tune_lung.resume_options import check_same_data, check_same_numbers, check_same_weights
 from tune_lung.screen import say
-from tune_lung.search_request import SearchRequest
+from tune_lung.search.remembered import remember
+from tune_lung.search.request import SearchRequest
+from tune_lung.search.resume_options import check_same_data, check_same_numbers, check_same_weights
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.failures import CURABLE

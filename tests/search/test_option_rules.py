@@ -6,10 +6,10 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from tune_lung.config import RunConfig
-from tune_lung.option_rules import OPTION_RULES, Change, Kept, rules_of
 from tune_lung.option_values import Place, ReadOption
 from tune_lung.results.manifest import SearchSettings
-from tune_lung.search_options import search_parser
+from tune_lung.search.option_rules import OPTION_RULES, Change, Kept, rules_of
+from tune_lung.search.options import search_parser
 from tune_lung.strategy import Strategy
 
 ACTIONS = {action.dest: action for action in search_parser(None)._actions if action.dest != "help"}

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tune_lung.errors import InputError
-from tune_lung.option_rules import OPTION_RULES, Kept, rules_of
-from tune_lung.remembered import _memory_of, remember, remembered
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger, read_manifest
-from tune_lung.resume_options import ResumedSearch, resumed_search, settings_of
-from tune_lung.search import main
-from tune_lung.search_options import search_parser
+from tune_lung.search.__main__ import main
+from tune_lung.search.option_rules import OPTION_RULES, Kept, rules_of
+from tune_lung.search.options import search_parser
+from tune_lung.search.remembered import _memory_of, remember, remembered
+from tune_lung.search.resume_options import ResumedSearch, resumed_search, settings_of
 
 from tests.mutations import as_text, mutated
 from tests.tuned_run import write_tuned_run

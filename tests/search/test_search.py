@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_s
 
 from tune_lung.results.layout import TABLES
 from tune_lung.results.schema import table_schema
-from tune_lung.search import main
+from tune_lung.search.__main__ import main
 
 from tests.small_search import metrics_of, run_search, search_command
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tune_lung import search_flow
 from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.prepare import prepare
+from tune_lung.search import steps as search_steps
 from tune_lung.tuning.cluster import Resources, Room
 
 
@@ -19,7 +19,7 @@ from tune_lung.tuning.cluster import Resources, Room
     [(2, None, "2 at once"), (2, 8, "2 at once (8 asked for)"), (2, 2, "2 at once"), (2, 3, "2 at once (3 asked for)")],
 )
 def test_on_one_machine_it_says_how_many_run_at_once_and_what_was_asked_for(max_concurrent, wish, told):
-    assert search_flow._at_once(Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent), wish) == told
+    assert search_steps._at_once(Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent), wish) == told
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_on_one_machine_it_says_how_many_run_at_once_and_what_was_asked_for(max_
     ],
 )
 def test_on_a_cluster_it_says_for_how_many_there_is_room_now(monkeypatch, free, max_concurrent, told):
-    monkeypatch.setattr(search_flow, "room_on_nodes", lambda **_: Room(free=free, total=16))
+    monkeypatch.setattr(search_steps, "room_on_nodes", lambda **_: Room(free=free, total=16))
     resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent, may_grow=True)
-    assert search_flow._at_once(resources, None) == told
+    assert search_steps._at_once(resources, None) == told
 
 
 @pytest.mark.parametrize(("depths", "told"), [((12, 16), "10 X-rays reach a quarter of the common white"), ((12, 12), "")])
@@ -48,7 +48,7 @@ def test_it_says_that_its_films_mix_depths(tmp_path, depths, told):
     with Cache.open(tmp_path / "cache") as cache:
         prepared = prepare(tmp_path / "data", run=RunConfig(image_size=16), cache=cache)
         console = Console(file=StringIO())
-        search_flow._warn_of_depths(prepared, console)
+        search_steps._warn_of_depths(prepared, console)
     printed = console.file.getvalue()
     assert printed.startswith(told)
     assert bool(printed) == bool(told)

@@ -11,8 +11,8 @@ from tune_lung.errors import InputError
 from tune_lung.results.beginning import checked_name, require_free
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
-from tune_lung.resume_options import ResumedSearch
-from tune_lung.search_options import run_config_of, space_of, strategy_of
+from tune_lung.search.options import run_config_of, space_of, strategy_of
+from tune_lung.search.resume_options import ResumedSearch
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.working_folder import away_from_it
