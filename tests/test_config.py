@@ -8,8 +8,8 @@ from hypothesis import given
 from tune_lung.config import BUDGET_FIELDS, FIELD_TYPES, RunConfig, TrialConfig, checked_value, point_id, value_from_text
 from tune_lung.errors import InputError
 from tune_lung.families.cnn import CnnConfig, CnnShape
-from tune_lung.families.registry import MODELS
-from tune_lung.families.resnet import ResNetConfig
+from tune_lung.families.registry import FAMILIES
+from tune_lung.families.resnet import RESNET
 
 shapes = st.builds(
     CnnShape,
@@ -25,15 +25,22 @@ cnns = st.builds(
     st.lists(st.tuples(st.integers(1, 512), st.sampled_from([1, 3, 5, 7, 9, 11])), min_size=1, max_size=7),
     st.sampled_from(["valid", "same"]),
 ) | shapes.map(lambda shape: CnnConfig(channels=shape.channels, kernel_sizes=shape.kernel_sizes, padding="same", shape=shape))
-resnets = st.builds(
-    ResNetConfig,
-    model=st.sampled_from(MODELS[1:]),
-    frozen_blocks=st.integers(0, 4),
-    weights=st.sampled_from(["imagenet", "random", "file"]),
-)
+
+
+def backbones_of(family):
+    return st.builds(
+        family.config,
+        model=st.sampled_from(list(family.models)),
+        frozen_blocks=st.integers(0, family.num_blocks),
+        weights=st.sampled_from(["imagenet", "random", "file"]),
+    )
+
+
+resnets = backbones_of(RESNET)
+backbones = st.one_of([backbones_of(family) for family in FAMILIES if family.takes_weights])
 trials = st.builds(
     TrialConfig,
-    network=cnns | resnets,
+    network=cnns | backbones,
     batch_size=st.integers(2, 4096),
     learning_rate=st.floats(1e-8, 10),
     optimizer=st.sampled_from(["adam", "adamw", "sgd"]),
@@ -132,7 +139,7 @@ def test_an_empty_point_is_the_papers_cnn():
     ("point", "text"),
     [
         ({"learning_rat": 0.1}, r"There is no field 'learning_rat'\. Did you mean 'learning_rate'\?"),
-        ({"model": "resnet19"}, r"model cannot be 'resnet19'\. Did you mean 'resnet18'\? Allowed: cnn, resnet101"),
+        ({"model": "resnet19"}, r"model cannot be 'resnet19'\. Did you mean 'resnet18'\? Allowed: cnn, convnext_tiny, "),
         ({"model": 18}, "model must be a text, not 18"),
         ({"model": "cnn", "frozen_blocks": 1}, "frozen_blocks does not apply to cnn"),
         ({"model": "resnet18", "depth": 3}, "depth does not apply to resnet18"),

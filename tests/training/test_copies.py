@@ -1,6 +1,7 @@
 """What a training step copies to a GPU: never so that host and GPU wait for each other. The GPU is a fake of torch's own."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +65,7 @@ def test_no_copy_of_a_training_step_is_waited_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, 10**12))
     monkeypatch.setattr(Tensor, "backward", lambda _: None)  # it needs a driver
+    monkeypatch.setattr(fit_module, "drawn_from", lambda *_: nullcontext())  # so do its generators
     monkeypatch.setattr(fit_module, "epoch_batches", lambda *_, **__: [torch.arange(8), torch.arange(8, 16)])
     point = {"channels": (4, 8), "kernel_sizes": (3, 3), "padding": "same", "batch_size": 8}
     job = replace(make_job(point | {"augmentation": augmentation, "input": "lungs"}), device=GPU)
