@@ -23,9 +23,10 @@ from benchmarks.trials import PLAIN_MEMORY, data_parser, images_per_second_apart
 from tune_lung.config import Precision, TrialConfig
 from tune_lung.data.store import PixelStore
 from tune_lung.families.family import PointValue
+from tune_lung.learners.learner import Setting
+from tune_lung.learners.registry import learner_of
 from tune_lung.models.precision import supports_bf16
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.trainable import network_facts
 
 POINTS: Mapping[str, dict[str, PointValue]] = {
     "cnn": {"model": "cnn"},
@@ -117,13 +118,9 @@ def bars_of(model: str, *, plain: float, fast: float, matrix_rate: float, operat
 
 def operations_of_step(setup: SearchSetup, model: str) -> float:
     """Count the operations of one image's step forward and back."""
-    facts = network_facts(
-        TrialConfig.from_point(POINTS[model]).network,
-        protocol=setup.run.protocol,
-        num_classes=len(PixelStore.open(setup.store).classes),
-        image_size=setup.run.image_size,
-    )
-    return float(_OPERATIONS_A_MULTIPLY_ADD * _PASSES_A_STEP * facts["mult_adds"])
+    trial = TrialConfig.from_point(POINTS[model])
+    setting = Setting.of(setup.run, num_classes=len(PixelStore.open(setup.store).classes))
+    return float(_OPERATIONS_A_MULTIPLY_ADD * _PASSES_A_STEP * learner_of(model).epoch_work(trial, setting))
 
 
 def matrix_rate() -> float:

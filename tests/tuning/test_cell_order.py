@@ -3,12 +3,14 @@
 import pytest
 
 from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.learners.learner import Setting
+from tune_lung.learners.registry import learner_of
 from tune_lung.models.cost import mult_adds
 from tune_lung.models.network import network_outline
 from tune_lung.space import Arm, Choice, Grid, SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cell_order import longest_first, search_order, training_work
+from tune_lung.tuning.cell_order import longest_first, search_order
 from tune_lung.tuning.proposals.studies import Studies
 
 RUN = RunConfig()
@@ -57,7 +59,7 @@ def test_a_prefix_is_computed_once_or_before_augmented_images_in_every_epoch():
         for augmentation in ("none", "light")
     )
     outline = network_outline(plain.network, protocol="strict", num_classes=4, image_size=RUN.image_size)
-    works = [training_work(trial, RUN, num_classes=4) for trial in (plain, augmented)]
+    works = [learner_of("resnet18").work(trial, Setting.of(RUN, num_classes=4)) for trial in (plain, augmented)]
     prefix = (works[1] - works[0]) / 9
     assert works[0] == 10 * 3 * (mult_adds(outline, RUN.image_size) - prefix) + prefix
     # blocks 1 and 2 and the stem hold more than half of ResNet18's multiply-adds

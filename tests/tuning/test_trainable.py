@@ -75,7 +75,7 @@ def begin(setup: SearchSetup, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin
                 self.written.append(logits_NK[0, 0].item())
 
         bound = setup
-        monkeypatch.setattr(trainable, "fit", scripted)
+        monkeypatch.setattr(NetworkLearner, "fit", scripted)
         monkeypatch.setattr(trainable, "time", SimpleNamespace(monotonic=lambda: clock.now))
         monkeypatch.setattr(trainable, "claim_device", lambda **_: torch.device("cpu"))
         monkeypatch.setattr(SearchSetup, "open_store", lambda _: SimpleNamespace(classes=("a", "b")))

@@ -8,6 +8,10 @@ PointValue: TypeAlias = str | int | float | tuple[int, ...]
 """A value that one field of a trial can take."""
 
 
+LearnerName: TypeAlias = Literal["network"]
+"""What trains a family's models: `network` by gradient descent, in epochs."""
+
+
 class ModelConfig(Protocol):
     """One model's own part of a trial: a plain value that cannot be built in a wrong state."""
 
@@ -70,6 +74,8 @@ class Family:
     """Channels of the images that it reads: grey, or grey three times over for what was trained on colour."""
     num_blocks: int
     """Blocks that can be frozen, from the first on; 0 for none."""
+    learner: LearnerName = "network"
+    """What trains its models."""
     takes_weights: bool
     """Whether it may start from weights that others have trained, on images normalised as ImageNet's are."""
 

@@ -6,17 +6,12 @@ References:
 """
 
 from collections.abc import Hashable
-from functools import cache
 
-from tune_lung.config import Protocol, RunConfig, TrialConfig
-from tune_lung.families.family import ModelConfig
-from tune_lung.models.cost import mult_adds, prefix_mult_adds
-from tune_lung.models.network import network_outline
+from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.learners.learner import Setting
+from tune_lung.learners.registry import learner_of
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
-
-_PASSES_WITH_GRADIENT = 3
-"""Forward, and back to inputs and weights."""
 
 
 def search_order(space: SearchSpace, strategy: Strategy, run: RunConfig, *, num_classes: int) -> tuple[Cell, ...]:
@@ -41,8 +36,9 @@ def longest_first(space: SearchSpace, run: RunConfig, *, num_classes: int) -> tu
     """
     cells = space.cells()
     trials = [_largest(cell) for cell in cells]
-    works = [training_work(trial, run, num_classes=num_classes) for trial in trials]
-    shared = [_shared_by(trial, run, number) for number, trial in enumerate(trials)]
+    setting = Setting.of(run, num_classes=num_classes)
+    works = [learner_of(trial.network.model).work(trial, setting) for trial in trials]
+    shared = [learner_of(trial.network.model).shares(trial, setting) or number for number, trial in enumerate(trials)]
     first: dict[Hashable, int] = {}
     most: dict[Hashable, int] = {}
     for number, (key, work) in enumerate(zip(shared, works, strict=True)):
@@ -52,32 +48,6 @@ def longest_first(space: SearchSpace, run: RunConfig, *, num_classes: int) -> tu
     return tuple(cells[number] for number in order)
 
 
-def training_work(trial: TrialConfig, run: RunConfig, *, num_classes: int) -> int:
-    """Count the multiply-adds that a trial spends on one training image, from its first epoch to its last.
-
-    A frozen prefix whose features are kept is computed once, one before augmented images in every epoch.
-    """
-    prefix, rest = _work_of_parts(trial.network, run.protocol, num_classes, run.image_size)
-    num_prefix_passes = 1 if trial.augmentation == "none" else trial.max_epochs
-    return trial.max_epochs * _PASSES_WITH_GRADIENT * rest + num_prefix_passes * prefix
-
-
-@cache
-def _work_of_parts(network: ModelConfig, protocol: Protocol, num_classes: int, image_size: int) -> tuple[int, int]:
-    """Count the multiply-adds of a network's frozen prefix and of the rest."""
-    outline = network_outline(network, protocol=protocol, num_classes=num_classes, image_size=image_size)
-    prefix = prefix_mult_adds(outline, image_size)
-    return prefix, mult_adds(outline, image_size) - prefix
-
-
 def _largest(cell: Cell) -> TrialConfig:
     *_, largest = cell.probes()
     return TrialConfig.from_point(largest)
-
-
-def _shared_by(trial: TrialConfig, run: RunConfig, number: int) -> Hashable:
-    """Name what trials with the same prefix features have in common; a cell without such features shares nothing."""
-    network = trial.network
-    if not network.frozen_blocks or run.protocol != "strict":
-        return number
-    return network.model, network.frozen_blocks, trial.input, trial.precision, trial.augmentation

@@ -1,25 +1,22 @@
-"""The Ray trainable: a thin shell around `fit`.
+"""The Ray trainable: a thin shell around a learner's `fit`.
 
 It is a class, not a function: one call per report needs no thread, so a reused actor never waits for an old one's end.
 """
 
 import time
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from ray import tune
 from torch import Tensor
 
-from tune_lung.config import Protocol
 from tune_lung.data.cache import Cache
 from tune_lung.evaluation.predictions import predictions_frame
-from tune_lung.families.family import ModelConfig
-from tune_lung.models.cost import mult_adds
-from tune_lung.models.network import count_parameters, network_outline
+from tune_lung.learners.learner import Setting, Watch
+from tune_lung.learners.registry import learner_of
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.schema import TimePart
-from tune_lung.training.fit import DivergedError, EpochResult, fit
+from tune_lung.training.fit import DivergedError, EpochResult
 from tune_lung.training.stopwatch import StoppedStopwatch, Stopwatch
 from tune_lung.tuning.device import claim_device, device_name
 from tune_lung.tuning.outcome import EPOCHS, FAILURE
@@ -116,35 +113,24 @@ class LungTrial(tune.Trainable):
     def _set_up(self, config: dict[str, Any]) -> None:
         self._plan = self._setup.plan_trial(config["cell"], config["point"], config["repeat"])
         run, store = self._setup.run, self._setup.open_store()  # anew for each trial: it may be damaged since
-        self._facts = {"device": device_name(self._device)} | network_facts(
-            self._plan.trial.network,
-            protocol=run.protocol,
-            num_classes=len(store.classes),
-            image_size=run.image_size,
-        )
+        trial = self._plan.trial
+        learner = learner_of(trial.network.model)
+        facts = learner.facts(trial, Setting.of(run, num_classes=len(store.classes)))
+        self._facts = {"device": device_name(self._device), **facts}
         self.cleanup()  # of the trial before
         self._cache = self._setup.data.open_cache()
         self._job = self._setup.training_job(self._plan, store=store, device=self._device, cache=self._cache)
-        self._epochs: Iterator[EpochResult] = fit(
-            self._job,
-            self._setup.checkpoints(self._plan),
+        watch = Watch(
             rungs=self._setup.judged_epochs,
             known_epochs=config["known_epochs"],
             is_out_of_time=self._setup.is_out_of_time,
             note_progress=self._watchdog.feed,
             stopwatch=self._stopwatch,
         )
+        self._epochs: Iterator[EpochResult] = learner.fit(self._job, self._setup.checkpoints(self._plan), watch)
         self._failure = ""
 
     def _write_validation_predictions(self, logits_NK: Tensor) -> None:
         frame = predictions_frame(logits_NK, self._job.validation, self._job.store.classes)
         ledger = Ledger(self._setup.run_root, check_writer=self._setup.check_attempt)
         ledger.write_validation_predictions(self._plan.trial_id, frame)
-
-
-@lru_cache(maxsize=64)
-def network_facts(network: ModelConfig, *, protocol: Protocol, num_classes: int, image_size: int) -> dict[str, int]:
-    """Count a network's parameters and multiply-adds; the weights it starts from play no part."""
-    built = network_outline(network, protocol=protocol, num_classes=num_classes, image_size=image_size)
-    total, trainable = count_parameters(built)
-    return {"total_params": total, "trainable_params": trainable, "mult_adds": mult_adds(built, image_size)}

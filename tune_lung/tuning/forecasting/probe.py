@@ -1,6 +1,6 @@
 """What a trial costs: each kind of trial is trained for a few real steps, as the search would train it.
 
-A probe is `fit` itself on the first few images, in a Ray task with a trial's resources, while as many tasks run as the
+A probe is the learner's own `fit` on a few images, in a Ray task with a trial's resources, while as many tasks run as the
 search will run trials. What it writes lies in the cache for as long as it runs.
 """
 
@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,14 +21,14 @@ from tune_lung.config import TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import OpenPart, Part, PixelStore
 from tune_lung.errors import InputError
-from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame, stored_tensors
-from tune_lung.families.family import ModelConfig, PointValue
-from tune_lung.models.cost import mult_adds
-from tune_lung.models.network import load_changing_state, network_outline
+from tune_lung.evaluation.predictions import predictions_frame, stored_tensors
+from tune_lung.families.family import PointValue
+from tune_lung.learners.learner import Setting, Watch
+from tune_lung.learners.registry import learner_of
 from tune_lung.results.schema import FailureKind
 from tune_lung.space import Cell
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints, load
-from tune_lung.training.fit import EpochResult, fit
+from tune_lung.training.fit import EpochResult
 from tune_lung.training.inputs import bytes_kept_on_gpu
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import features_bytes, features_key, has_features, has_room_for_features, settle_prefix
@@ -38,14 +37,12 @@ from tune_lung.tuning.device import GPU_CONTEXT_BYTES, claim_device
 from tune_lung.tuning.failures import kind_of, line_of, text_of
 from tune_lung.tuning.forecasting.forecast import TrialCost
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.trainable import network_facts
 
 _EPOCHS = 3
 """Passes over the few images; the first warms up and is not counted."""
 _LEAST_IMAGES = 64
 _LEAST_STEPS = {"cpu": 1, "cuda": 8}
 """Steps of a pass; a GPU is measured only where the next step waits for the one before."""
-_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +77,8 @@ def largest_point(cell: Cell, *, image_size: int) -> dict[str, PointValue]:
 def work_of(trial: TrialConfig, *, image_size: int) -> tuple[int, int, bool]:
     """Put a trial's training step in an order by its work: multiply-adds first, then what is not frozen, then augmentation."""
     network = trial.network
-    return trial.batch_size * _mult_adds(network, image_size), -network.frozen_blocks, trial.augmentation != "none"
-
-
-@cache
-def _mult_adds(network: ModelConfig, image_size: int) -> int:
-    outline = network_outline(network, protocol="strict", num_classes=2, image_size=image_size)
-    return mult_adds(outline, image_size)
+    setting = Setting(protocol="strict", num_classes=2, image_size=image_size)
+    return learner_of(network.model).step_work(trial, setting), -network.frozen_blocks, trial.augmentation != "none"
 
 
 def probe(
@@ -210,7 +202,7 @@ class _TimedCheckpoints(Checkpoints):
 
     def seconds_of_first(self) -> float:
         """Add up what the first epoch's took."""
-        return self.best_seconds[0] + self.last_seconds[0]
+        return self.best_seconds[0] + sum(self.last_seconds[:1])
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Replace the best epoch's file."""
@@ -230,14 +222,15 @@ def _seconds(work: Callable[[], object]) -> float:
 def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCost:
     """Train the first repeat's job on a few images, and scale what depends on their number."""
     full = jobs[0]
+    learner = learner_of(full.trial.network.model)
     job = _small_job(full, cache, folder)
     checkpoints = _TimedCheckpoints(folder / "checkpoints")
     started = time.perf_counter()
-    network_facts(job.trial.network, protocol=job.run.protocol, num_classes=len(job.store.classes), image_size=job.run.image_size)
-    epochs = fit(job, checkpoints, rungs=range(1, job.trial.max_epochs))  # saved after every epoch
+    learner.facts(job.trial, Setting.of(job.run, num_classes=len(job.store.classes)))
+    epochs = learner.fit(job, checkpoints, Watch(rungs=range(1, job.trial.max_epochs)))  # saved after every epoch
     first = next(epochs)
     until_first_end = time.perf_counter() - started
-    counted = list(epochs)
+    counted = list(epochs) or [first]  # of what has no epochs there is nothing to warm up
 
     train_share = _num_images(full, "train") / _num_images(job, "train")
     validation_share = _num_images(full, "validation") / _num_images(job, "validation")
@@ -247,15 +240,16 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
     features_seconds = first.prefix_seconds or 0.0
     not_start = first.epoch_seconds + first.validation_seconds + checkpoints.seconds_of_first() + features_seconds
     settle_seconds = 0.0 if uses_features else _settle_seconds(job)
+    sources = [learner.features_job(each) for each in jobs] if uses_features else [None] * len(jobs)
     return TrialCost(
         start_seconds=max(0.0, until_first_end - not_start) + settle_seconds * (train_share - 1),
         features_seconds=features_seconds * share,
-        features_to_build=tuple(features_key(each) if uses_features and not has_features(each, cache) else None for each in jobs),
-        features_bytes=features_bytes(full) if uses_features else 0,
+        features_to_build=tuple(None if of is None or has_features(of, cache) else features_key(of) for of in sources),
+        features_bytes=0 if sources[0] is None else features_bytes(sources[0]),
         epoch_seconds=fmean(result.epoch_seconds for result in counted) * train_share,
         validation_seconds=fmean(result.validation_seconds for result in counted) * validation_share,
         best_seconds=fmean(checkpoints.best_seconds) + _predictions_seconds(job, first, folder),
-        last_seconds=fmean(checkpoints.last_seconds),
+        last_seconds=fmean(checkpoints.last_seconds or [0.0]),
         test_seconds=_test_seconds(job, checkpoints, num_images=full.store.num_images["test"]),
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         gpu_memory_bytes=gpu_bytes_of(
@@ -298,7 +292,8 @@ def _small_job(full: TrainingJob, cache: Cache, folder: Path) -> TrainingJob:
     """Make the same job over a few images, its features, if they would be used, in a cache of its own."""
     num_steps = max(_LEAST_STEPS[full.device.type], -(-_LEAST_IMAGES // full.trial.batch_size))
     few = _FewImages(**vars(full.store), num_shown=num_steps * full.trial.batch_size)
-    own = Cache(root=folder, size_bytes=cache.size_bytes) if has_room_for_features(full, cache) else None
+    source = learner_of(full.trial.network.model).features_job(full)
+    own = Cache(root=folder, size_bytes=cache.size_bytes) if source is None or has_room_for_features(source, cache) else None
     return replace(full, trial=workload_of(full.trial), store=few, cache=own)
 
 
@@ -307,6 +302,8 @@ def _num_images(job: TrainingJob, *parts: OpenPart) -> int:
 
 
 def _settle_seconds(job: TrainingJob) -> float:
+    if not job.has_random_prefix:
+        return 0.0
     network = job.build_network()
     return _seconds(lambda: settle_prefix(job, network))
 
@@ -321,8 +318,8 @@ def _predictions_seconds(job: TrainingJob, result: EpochResult, folder: Path) ->
 
 def _test_seconds(job: TrainingJob, checkpoints: Checkpoints, *, num_images: int) -> float:
     """Time the way from a checkpoint to answers for so many images, on validation images."""
-    network = job.build_network()
-    loading = _seconds(lambda: load_changing_state(network, load(checkpoints.best).part("network")))
-    batches = input_batches(job.validation, job.transform(), batch_size=_BATCH_SIZE, device=job.device)
-    answering = _seconds(lambda: predict_logits(network, batches, device=job.device, precision=job.trial.precision))
+    started = time.perf_counter()
+    best = load(checkpoints.best)
+    loading = time.perf_counter() - started
+    answering = _seconds(lambda: learner_of(job.trial.network.model).answer(job, best, job.validation))
     return loading + answering * num_images / len(job.validation.labels_N)

@@ -5,19 +5,17 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.errors import InputError
-from tune_lung.families.family import ModelConfig
-from tune_lung.models.network import network_outline
+from tune_lung.learners.learner import Setting
+from tune_lung.learners.registry import learner_of
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.training.fit import checkpoint_bytes
 from tune_lung.tuning.cluster import NodeOffer, Resources, trials_a_gpu
 from tune_lung.tuning.forecasting.forecast import CellPlan, plan_cells
 
@@ -90,15 +88,11 @@ def checkpoints_need(
 
 
 def _sizes_by_cell(plans: Sequence[CellPlan], run: RunConfig, *, num_classes: int) -> dict[str, CheckpointSizes]:
-    @cache
-    def sizes_of(network: ModelConfig, optimizer: str) -> tuple[int, int]:
-        outline = network_outline(network, protocol=run.protocol, num_classes=num_classes, image_size=run.image_size)
-        return checkpoint_bytes(optimizer, outline)
-
+    setting = Setting.of(run, num_classes=num_classes)
     sizes = {}
     for plan in plans:
         trials = [TrialConfig.from_point(point) for point in (*plan.samples, *plan.cell.probes())]
-        best, last = zip(*(sizes_of(trial.network, trial.optimizer) for trial in trials), strict=True)
+        best, last = zip(*(learner_of(trial.network.model).checkpoint_bytes(trial, setting) for trial in trials), strict=True)
         sizes[plan.cell.name] = CheckpointSizes(best=max(best), last=max(last))
     return sizes
 

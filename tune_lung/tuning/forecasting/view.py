@@ -185,7 +185,7 @@ def _scheduler_text(strategy: Strategy, *, has_rungs: bool, compares_all: bool) 
 
 
 def _network_name(trial: TrialConfig) -> str:
-    frozen_blocks = getattr(trial.network, "frozen_blocks", None)
+    frozen_blocks = trial.columns()["frozen_blocks"]
     return trial.network.model if frozen_blocks is None else f"{trial.network.model} frozen_blocks={frozen_blocks}"
 
 

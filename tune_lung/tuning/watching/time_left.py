@@ -7,12 +7,13 @@ from statistics import fmean
 
 from tune_lung.config import TrialConfig
 from tune_lung.families.registry import family_of
+from tune_lung.learners.learner import Setting
+from tune_lung.learners.registry import learner_of
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.forecasting.forecast import foresee_trials, plan_cells, seconds_on_slots
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.trainable import network_facts
 from tune_lung.tuning.trial_record import TrialRecord
 
 
@@ -127,13 +128,12 @@ class TimeLeft:
 
 
 def work_of_cells(space: SearchSpace, setup: SearchSetup, *, num_classes: int) -> dict[str, float]:
-    """Count the multiply-adds of each cell's network, the largest where its shape is sampled, as if nothing were frozen."""
-    work = {}
+    """Foresee what an epoch of each cell's largest model spends on one image, in multiply-adds, as if nothing were frozen."""
+    setting, work = Setting.of(setup.run, num_classes=num_classes), {}
     for cell in space.cells():
         *_, largest = cell.probes()
-        network = TrialConfig.from_point(largest).network.with_nothing_frozen()
-        facts = network_facts(network, protocol=setup.run.protocol, num_classes=num_classes, image_size=setup.run.image_size)
-        work[cell.name] = float(facts["mult_adds"])
+        trial = TrialConfig.from_point(largest)
+        work[cell.name] = float(learner_of(trial.network.model).epoch_work(trial, setting))
     return work
 
 
