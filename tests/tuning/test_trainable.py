@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tune_lung.learners.network import NetworkLearner
 from tune_lung.training.fit import DivergedError, EpochResult
 from tune_lung.tuning import trainable
 from tune_lung.tuning.plan import SearchSetup
