@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from tune_lung.errors import InputError, did_you_mean, require, require_choice, shortened
 from tune_lung.families.family import Family, ModelConfig, PointValue, plain_types
+from tune_lung.families.networks import FIRST_FIELDS
 from tune_lung.families.registry import DEFAULT_MODEL, FAMILY_FIELDS, family_of
 from tune_lung.shapes import WrongShapeError, built_from_json
 
@@ -36,6 +37,19 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 MOST_EPOCHS = 1_000_000
 """Epochs that a trial may ask for."""
 _LARGEST_COUNT = 2**31 - 1  # what a column of the tables can hold
+EPOCH_FIELDS = (
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "weight_decay",
+    "learning_rate_schedule",
+    "label_smoothing",
+    "batch_sampling",
+    "augmentation",
+    "max_epochs",
+    "patience",
+)
+"""Fields of training in epochs; what is trained once and for all has none of them."""
 BUDGET_FIELDS = ("max_epochs", "patience")
 """Fields that say how long a trial may train, not what is trained: they are no part of a point's identity."""
 
@@ -111,6 +125,8 @@ class TrialConfig:
             require(applies_to(name, family), f"{name} does not apply to {model}.")
         own = {name: value for name, value in values.items() if name in family.field_types}
         shared = {name: value for name, value in values.items() if name not in own and name != "model"}
+        if not family.has_epochs:
+            shared |= dict.fromkeys(BUDGET_FIELDS, 1)
         return cls(network=family.config.from_fields(model, own), **shared)  # type: ignore[arg-type]
 
     def columns(self) -> dict[str, PointValue | None]:
@@ -121,7 +137,8 @@ class TrialConfig:
         """
         row: dict[str, PointValue | None] = dict.fromkeys(FIELD_TYPES)
         row |= {"model": self.network.model, **self.network.own_fields()}
-        return row | {f.name: getattr(self, f.name) for f in fields(self) if f.name != "network"}
+        family = family_of(self.network.model)
+        return row | {f.name: getattr(self, f.name) for f in fields(self) if f.name != "network" and applies_to(f.name, family)}
 
     def with_fields(self, **changes: Any) -> Self:
         """Return the same trial with some of its non-network fields changed."""
@@ -165,11 +182,16 @@ class RunConfig:
             raise InputError(str(error)) from error
 
     def check_fits(self, trial: TrialConfig) -> None:
-        """Refuse a network whose layers need a larger image.
+        """Refuse a model that needs larger images, and one that the paper's program has no rules for.
 
         Raises:
-            InputError: The images are too small for the network.
+            InputError: The images are too small for it, or the protocol is the program's.
         """
+        model = trial.network.model
+        require(
+            self.protocol == "strict" or family_of(model).has_epochs,
+            f"protocol {self.protocol} has no rules for {model}, which the paper's program had not. Use --protocol strict.",
+        )
         trial.network.check_image_size(self.image_size)
 
 
@@ -179,8 +201,10 @@ def model_of(point: Point) -> str:
 
 
 def applies_to(name: str, family: Family) -> bool:
-    """Whether a field of a point means something for a family's models: it is theirs, or every trial's."""
-    return name in family.field_types or name not in FAMILY_FIELDS
+    """Whether a field of a point means something for a family's models: it is theirs, every trial's, or of training in epochs."""
+    if name in FAMILY_FIELDS:
+        return name in family.field_types
+    return family.has_epochs or name not in EPOCH_FIELDS
 
 
 def default_select_by(protocol: Protocol) -> SelectBy:
@@ -200,7 +224,8 @@ def point_id(trial: TrialConfig, run: RunConfig, *, weights_sha256: str | None, 
     Returns:
         16 hexadecimal digits.
     """
-    content = {name: value for name, value in trial.columns().items() if name not in BUDGET_FIELDS}
+    columns = trial.columns()
+    content = {name: columns[name] for name in columns if name not in BUDGET_FIELDS and _is_hashed(name, columns[name])}
     if trial.learning_rate_schedule != "constant":
         content["max_epochs"] = trial.max_epochs  # the schedule's length is part of what is trained
     content |= {
@@ -210,6 +235,11 @@ def point_id(trial: TrialConfig, run: RunConfig, *, weights_sha256: str | None, 
         "data_fingerprint": data_fingerprint,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_hashed(name: str, value: PointValue | None) -> bool:
+    """Whether a field is part of a point's identity: fields that came later are none of points that lack them."""
+    return value is not None or name in FIRST_FIELDS
 
 
 _CHOICE_FIELDS: dict[str, Any] = {

@@ -365,6 +365,11 @@ class SearchSpace:
         """List the networks of the space, each once, in order."""
         return tuple(dict.fromkeys(model_of(cell.point) for cell in self.cells()))
 
+    def backbones(self) -> tuple[str, ...]:
+        """List the networks whose weights its trials may start from, each once, in order."""
+        trials = (TrialConfig.from_point(point) for cell in self.cells() for point in cell.probes())
+        return tuple(dict.fromkeys(name for trial in trials if (name := trial.network.starts_from) is not None))
+
     def with_fixed(self, values: Point) -> Self:
         """Set fields to one value in every arm that they apply to (`--set`).
 

@@ -7,8 +7,9 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
-from tune_lung.config import TrialConfig
+from tune_lung.config import TrialConfig, model_of
 from tune_lung.errors import InputError, did_you_mean, require_choice, shortened
+from tune_lung.families.registry import family_of
 from tune_lung.shapes import WrongShapeError, built_from_json
 from tune_lung.space import Cell, SearchSpace
 
@@ -26,7 +27,8 @@ DEFAULT_REDUCTION_FACTOR = 2
 lost; a larger factor stops too many good ones by the noise of small validation sets."""
 
 _VALIDATION_COLUMNS = ("val_macro_recall", "val_micro_recall", "val_loss")
-_COST_COLUMNS = ("total_params", "trainable_params", "mult_adds", "epoch_seconds_mean")
+_COUNTED_COLUMNS = ("total_params", "trainable_params", "mult_adds")
+_COST_COLUMNS = (*_COUNTED_COLUMNS, "epoch_seconds_mean")
 _OBJECTIVE_COLUMNS = (*_VALIDATION_COLUMNS, *_COST_COLUMNS)
 _DEFAULT_SAMPLES = 32
 MOST_TRIALS = 100_000
@@ -245,11 +247,22 @@ def _require_allowed(objectives: tuple[Objective, ...]) -> None:
 
 
 def _require_measurable(objectives: tuple[Objective, ...], space: SearchSpace) -> None:
-    """Refuse an objective that some trials can never have: the mean time of an epoch leaves the first one out."""
-    if "epoch_seconds_mean" not in [objective.column for objective in objectives]:
+    """Refuse an objective that some trials can never have.
+
+    The mean time of an epoch leaves the first one out, and nothing is counted of a model whose size the data decide.
+    """
+    counted = [objective.column for objective in objectives if objective.column in _COUNTED_COLUMNS]
+    is_timed = "epoch_seconds_mean" in [objective.column for objective in objectives]
+    if not counted and not is_timed:
         return
     for cell in space.cells():
-        if any(TrialConfig.from_point(point).max_epochs < 2 for point in cell.probes()):
+        family = family_of(model_of(cell.point))
+        if counted and not family.is_counted:
+            raise InputError(
+                f"--objective {counted[0]}: of trials of cell '{shortened(cell.name)}' it is not known. Choose another"
+                " objective, such as epoch_seconds_mean, or --set model=..."
+            )
+        if is_timed and family.has_epochs and any(TrialConfig.from_point(point).max_epochs < 2 for point in cell.probes()):
             raise InputError(
                 f"--objective epoch_seconds_mean: trials of cell '{shortened(cell.name)}' run one epoch, and the first is left"
                 " out of the mean. Raise --max-epochs, or choose another objective, such as mult_adds."

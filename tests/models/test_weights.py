@@ -52,7 +52,7 @@ def test_random_weights_have_no_file():
 
 
 def test_file_is_named_and_hashed_without_its_folder(resnet18_file):
-    source = resolve_weights(str(resnet18_file), ["cnn", "resnet18"])["resnet18"]
+    source = resolve_weights(str(resnet18_file), ["resnet18"])["resnet18"]
     digest = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
     assert source == WeightsSource(kind="file", name="resnet18-ours.pth", sha256=digest, path=resnet18_file)
 

@@ -29,6 +29,11 @@ class BackboneConfig:
         require_choice("weights", self.weights, WeightsKind)
         require(0 <= self.frozen_blocks <= NUM_BLOCKS, f"frozen_blocks must be 0 to {NUM_BLOCKS}, not {self.frozen_blocks}.")
 
+    @property
+    def starts_from(self) -> str:
+        """The network itself."""
+        return self.model
+
     @classmethod
     def from_fields(cls, model: str, own: Mapping[str, PointValue]) -> Self:
         """Build it; see `ModelConfig`."""

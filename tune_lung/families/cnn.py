@@ -112,6 +112,11 @@ class CnnConfig:
         """Nothing of it is frozen: it has no start that is worth keeping."""
         return 0
 
+    @property
+    def starts_from(self) -> None:
+        """Nobody has trained it before."""
+        return
+
     @classmethod
     def from_fields(cls, model: str, own: Mapping[str, PointValue]) -> Self:  # noqa: ARG003 - its family has one model
         """Build it from layers, or from the depth and width that they follow from; see `ModelConfig`."""

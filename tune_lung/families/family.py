@@ -8,8 +8,8 @@ PointValue: TypeAlias = str | int | float | tuple[int, ...]
 """A value that one field of a trial can take."""
 
 
-LearnerName: TypeAlias = Literal["network"]
-"""What trains a family's models: `network` by gradient descent, in epochs."""
+LearnerName: TypeAlias = Literal["network", "classical"]
+"""What trains a family's models: `network` by gradient descent, in epochs; `classical` in one fit on features."""
 
 
 class ModelConfig(Protocol):
@@ -25,6 +25,10 @@ class ModelConfig(Protocol):
     @property
     def frozen_blocks(self) -> int:
         """How many of its first blocks stay as loaded; 0 where nothing can be frozen."""
+
+    @property
+    def starts_from(self) -> str | None:
+        """The network whose weights, trained by others, it may start from; None where it starts from nothing."""
 
     @classmethod
     def from_fields(cls, model: str, own: Mapping[str, PointValue]) -> Self:
@@ -78,6 +82,13 @@ class Family:
     """What trains its models."""
     takes_weights: bool
     """Whether it may start from weights that others have trained, on images normalised as ImageNet's are."""
+    is_counted: bool = True
+    """Whether parameters and multiply-adds are known before the images are; of what grows with them they never are."""
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether its models are trained in epochs, or once and for all."""
+        return self.learner == "network"
 
 
 def plain_types(owner: type, *, without: tuple[str, ...] = ()) -> dict[str, type]:

@@ -1,16 +1,13 @@
 """Every family. What builds and trains models asks here, and so do spaces, options, weights, figures and forecasts.
 
-Another family is a file beside this one, a line in `FAMILIES`, and what builds it in `tune_lung.models`.
+Another network is a file beside this one, a line in `tune_lung.families.networks`, and what builds it in `tune_lung.models`.
 """
 
 from tune_lung.errors import did_you_mean, require
-from tune_lung.families.cnn import CNN
-from tune_lung.families.convnext import CONVNEXT
-from tune_lung.families.efficientnet import EFFICIENTNET
 from tune_lung.families.family import Family, Look
-from tune_lung.families.resnet import RESNET
+from tune_lung.families.networks import NETWORKS
 
-FAMILIES: tuple[Family, ...] = (CNN, RESNET, CONVNEXT, EFFICIENTNET)
+FAMILIES: tuple[Family, ...] = NETWORKS
 """Every family, in the order in which figures draw them."""
 
 DEFAULT_MODEL = "cnn"

@@ -20,7 +20,6 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from tune_lung.errors import InputError, did_you_mean
 from tune_lung.families.backbone import WeightsKind
-from tune_lung.families.registry import family_of
 from tune_lung.files import DamagedFileError, check_safetensors_file, open_regular_file, sha256_of_file
 from tune_lung.models.architectures import backbone_of
 
@@ -62,13 +61,13 @@ RANDOM_WEIGHTS = WeightsSource(kind="random", name="random")
 """A random start."""
 
 
-def resolve_weights(argument: str, models: Sequence[str]) -> dict[str, WeightsSource]:
+def resolve_weights(argument: str, backbones: Sequence[str]) -> dict[str, WeightsSource]:
     """Find and check the weights of every backbone of a space.
 
     Args:
         argument: `imagenet`, `random`, a file, or a folder with one file per model, named `resnet18*.pth` (or `.pt`,
             `.safetensors`). Files are state dicts in torchvision's format, fp32 or fp16, with any head.
-        models: The space's networks; those that take no weights are passed over.
+        backbones: Networks whose weights are wanted, each once.
 
     Returns:
         A source for each backbone, by model name.
@@ -77,7 +76,6 @@ def resolve_weights(argument: str, models: Sequence[str]) -> dict[str, WeightsSo
         InputError: There is no such file, weights for some models are missing, a file does not fit its network or
             cannot be read, or a download failed; the text says what to do.
     """
-    backbones = [model for model in dict.fromkeys(models) if family_of(model).takes_weights]
     if argument == "random":
         return dict.fromkeys(backbones, RANDOM_WEIGHTS)
     if argument == "imagenet":

@@ -135,7 +135,7 @@ _TRIALS = (
     _column("total_params", _LARGE, "All parameters of the network."),
     _column("trainable_params", _LARGE, "Parameters that training changes."),
     _column("mult_adds", _LARGE, "Multiply-adds of one image's forward pass."),
-    _column("epoch_seconds_mean", _NUMBER, "Mean seconds of an epoch's training pass, the first epoch left out."),
+    _column("epoch_seconds_mean", _NUMBER, "Mean seconds of a training pass, the first left out where there are epochs."),
     _column("prefix_seconds", _NUMBER, "Seconds spent computing the frozen prefix's features; null without a cache."),
     _column("prefix_cached", _FLAG, "Whether the trial trained on stored features of its frozen prefix."),
     _column("cpus", _NUMBER, "CPUs of the trial."),

@@ -89,7 +89,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     data = _data_request(request)
     data.check()
     origin = options.weights or ("imagenet" if options.data else "random")
-    weights = resolve_weights(origin, request.space.models())
+    weights = resolve_weights(origin, request.space.backbones())
     with data.open_cache() as cache:
         asked = time.monotonic()
         prepared = _prepare(data, cache, console)

@@ -76,8 +76,8 @@ class EpochNumbers:
     """Time of the validation pass."""
     images_per_second: float
     """Training images a second."""
-    learning_rate: float
-    """Step size of this epoch."""
+    learning_rate: float | None
+    """Step size of this epoch; None where there is none."""
     best_epoch: int
     """Best epoch so far."""
     best_score: float

@@ -55,7 +55,8 @@ _DESCRIPTION = "features.json"
 _STATISTICS = "statistics.safetensors"
 _MOST_DESCRIPTION_BYTES = 2**20
 _MOST_STATISTICS_BYTES = 2**28
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FEATURE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Number format in which features are stored, by that of the arithmetic."""
 _DAMAGED = "Stored prefix features are damaged or of another version."
 _ROOM_TO_LEAVE = 0.05
 """Share of the disk that features never take."""
@@ -155,10 +156,30 @@ def open_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures |
         cache or no room in it, or features would speed up training by less than `LEAST_GAIN`.
     """
     cache = job.cache
-    if cache is None or cache.size_bytes == 0 or not network.has_frozen_prefix or job.trial.augmentation != "none":
+    if cache is None or not _may_be_stored(job, network, cache) or not _pay(job, cache):
         return None
-    if not (has_room_for_features(job, cache) and _pay(job, cache)):
+    return _found_or_built(job, network, cache)
+
+
+def stored_prefix_features(job: TrainingJob, network: Network) -> PrefixFeatures | None:
+    """Give the features of a frozen prefix to who needs them once, whether or not they speed up a training step.
+
+    Returns:
+        As `open_prefix_features`; None where they cannot be stored.
+    """
+    cache = job.cache
+    if cache is None or not _may_be_stored(job, network, cache):
         return None
+    return _found_or_built(job, network, cache)
+
+
+def _may_be_stored(job: TrainingJob, network: Network, cache: Cache) -> bool:
+    if cache.size_bytes == 0 or not network.has_frozen_prefix or job.trial.augmentation != "none":
+        return False
+    return has_room_for_features(job, cache)
+
+
+def _found_or_built(job: TrainingJob, network: Network, cache: Cache) -> PrefixFeatures | None:
     try:
         folder = cache.entry(
             _KIND,
@@ -191,7 +212,7 @@ def features_bytes(job: TrainingJob) -> int:
     with torch.inference_mode():
         num_values = network.prefix(torch.empty(2, network.in_channels, size, size, device="meta"))[0].numel()
     num_images = len(job.train.labels_N) + len(job.validation.labels_N)
-    return int(num_images * num_values * _DTYPES[job.trial.precision].itemsize)
+    return int(num_images * num_values * FEATURE_DTYPES[job.trial.precision].itemsize)
 
 
 def has_room_for_features(job: TrainingJob, cache: Cache) -> bool:
@@ -309,7 +330,7 @@ def _image_batches(job: TrainingJob, part: OpenPart) -> Iterator[Tensor]:
 
 def _write_part(path: Path, source: _Source, part: OpenPart, job: TrainingJob) -> list[int]:
     """Write one part's features row by row and return their shape, (N, H, W, C)."""
-    dtype, num_images, shape = _DTYPES[job.trial.precision], 0, [0, 0, 0]
+    dtype, num_images, shape = FEATURE_DTYPES[job.trial.precision], 0, [0, 0, 0]
     with path.open("wb") as file:
         for batch_NCHW in source.batches(part):
             with autocast(job.device, job.trial.precision):
@@ -346,7 +367,7 @@ def _described(folder: Path) -> _FeaturesShape:
 
 
 def _mapped(folder: Path, part: OpenPart, content: _FeaturesShape) -> Tensor:
-    shape, dtype = content["shapes"][part], _DTYPES[content["precision"]]
+    shape, dtype = content["shapes"][part], FEATURE_DTYPES[content["precision"]]
     check_regular_file(folder / part)
     if math.prod(shape) * dtype.itemsize != (folder / part).stat().st_size:  # to read behind a file's end ends the process
         raise FeaturesDamagedError(_DAMAGED)

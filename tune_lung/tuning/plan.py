@@ -157,8 +157,8 @@ class SearchSetup:
             InputError: The point cannot be built.
         """
         trial = TrialConfig.from_point(point)
-        model = trial.network.model
-        weights = self.weights.get(model)
+        backbone = trial.network.starts_from
+        weights = None if backbone is None else self.weights.get(backbone)
         identity = point_id(
             trial, self.run, weights_sha256=weights.sha256 if weights else None, data_fingerprint=self.data_fingerprint
         )
@@ -170,7 +170,7 @@ class SearchSetup:
             trial=trial,
             weights=weights,
             trial_seed=derive_seed(self.run.seed, "trial", identity, repeat),
-            network_seed=derive_seed(self.run.seed, "network", model, repeat),
+            network_seed=derive_seed(self.run.seed, "network", backbone or trial.network.model, repeat),
         )
 
     def open_store(self) -> PixelStore:

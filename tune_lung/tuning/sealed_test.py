@@ -11,8 +11,8 @@ import ray
 from ray import ObjectRef
 
 from tune_lung.errors import NoRoomError
-from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
-from tune_lung.models.network import load_changing_state
+from tune_lung.evaluation.predictions import predictions_frame
+from tune_lung.learners.registry import learner_of
 from tune_lung.results.schema import FailureKind
 from tune_lung.training.checkpoints import Checkpoint, DamagedCheckpointError, load
 from tune_lung.tuning.cluster import Resources, nodes_at, task_options
@@ -20,7 +20,6 @@ from tune_lung.tuning.device import claim_device
 from tune_lung.tuning.failures import MOST_FAILURES, Failure, address_in, is_for_lack_of_room, kind_of, line_of, text_of
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 
-_BATCH_SIZE = 128
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -44,15 +43,9 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
     job = setup.training_job(plan, store=store, device=device)
-    network = job.build_network()
     best = best_of(plan, setup, best_epoch)
-    try:
-        load_changing_state(network, best.part("network"))
-    except (RuntimeError, ValueError) as error:
-        raise DamagedCheckpointError("The checkpoint 'best' is another network's.") from error
     part = store.open_test()
-    batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
-    logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)
+    logits_NK = learner_of(plan.trial.network.model).answer(job, best, part)
     store.check("test")
     return predictions_frame(logits_NK, part, store.classes)
 

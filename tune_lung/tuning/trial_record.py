@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from tune_lung.families.registry import family_of
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import TrialPlan
@@ -78,8 +79,9 @@ class TrialRecord:
 
     @property
     def epoch_seconds_mean(self) -> float | None:
-        """Mean time of a training pass, the first epoch left out; None before the second."""
-        later = [row["epoch_seconds"] for row in self.epochs[1:]]
+        """Mean time of a training pass, the first epoch left out; None before the second, but of what has no epochs."""
+        has_epochs = family_of(self.plan.trial.network.model).has_epochs
+        later = [row["epoch_seconds"] for row in self.epochs[has_epochs:]]
         return sum(later) / len(later) if later else None
 
     @property

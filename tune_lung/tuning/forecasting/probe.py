@@ -176,19 +176,19 @@ def _result_of(reference: Any, slots: int) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _FewImages(PixelStore):
-    """A pixel store that shows the first images of each part only."""
+    """A pixel store that shows some images of each part only, spread over all of them: a part may begin with one class."""
 
     num_shown: int
     """How many."""
 
     def part(self, name: OpenPart) -> Part:
-        """Map the first images for training or validation."""
+        """Map some images for training or validation."""
         part = super().part(name)
-        return Part(**{own.name: _first(getattr(part, own.name), self.num_shown) for own in fields(part)})
+        return Part(**{own.name: _spread(getattr(part, own.name), self.num_shown) for own in fields(part)})
 
 
-def _first(values: Any, count: int) -> Any:
-    return None if values is None else values[:count]
+def _spread(values: Any, count: int) -> Any:
+    return None if values is None else values[:: max(1, len(values) // count)][:count]
 
 
 @dataclass(frozen=True)
