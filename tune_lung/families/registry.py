@@ -4,10 +4,11 @@ Another network is a file beside this one, a line in `tune_lung.families.network
 """
 
 from tune_lung.errors import did_you_mean, require
+from tune_lung.families.classical import CLASSICAL
 from tune_lung.families.family import Family, Look
 from tune_lung.families.networks import NETWORKS
 
-FAMILIES: tuple[Family, ...] = NETWORKS
+FAMILIES: tuple[Family, ...] = (*NETWORKS, *CLASSICAL)
 """Every family, in the order in which figures draw them."""
 
 DEFAULT_MODEL = "cnn"

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from tune_lung.families.family import LearnerName
 from tune_lung.families.registry import family_of
+from tune_lung.learners.classical.learner import ClassicalLearner
 from tune_lung.learners.learner import Learner
 from tune_lung.learners.network import NetworkLearner
 
-_LEARNERS: Mapping[LearnerName, Learner] = {"network": NetworkLearner()}
+_LEARNERS: Mapping[LearnerName, Learner] = {"network": NetworkLearner(), "classical": ClassicalLearner()}
 
 
 def learner_of(model: str) -> Learner:
