@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -75,6 +76,8 @@ _RECALL = _Panel(
 _EPOCHS = _Panel(title="Epochs run", unit="epochs", column="epochs_run", is_count=True)
 _SECONDS = _Panel(title="Seconds per epoch", unit="seconds of the training pass", column="epoch_seconds_mean")
 _PARAMS = _Panel(title="Trainable parameters", unit="parameters", column="trainable_params")
+_OWN_ENDS: dict[str, str] = {StopReason.PATIENCE: "ended by patience", StopReason.FITTED: "fitted once"}
+"""Ends after which more time would change nothing; their points are filled."""
 _PANELS = (_RECALL, _EPOCHS, _SECONDS, _PARAMS)
 
 
@@ -88,6 +91,9 @@ class _Series:
     marker: str
     is_published: bool = False
     shift: float = 0.0
+    """Of the points at a depth, in blocks."""
+    shift_without: float = 0.0
+    """Of the point that has no depth."""
 
     @property
     def colour(self) -> str:
@@ -96,8 +102,14 @@ class _Series:
     @property
     def x(self) -> Floats:
         """Where its points stand: at the number of frozen blocks, what has none beside them."""
-        blocks = self.rows["frozen_blocks"].to_numpy(dtype=np.float64, na_value=_X_WITHOUT_DEPTH)
-        return blocks + self.shift
+        blocks = self.rows["frozen_blocks"].to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.where(np.isnan(blocks), _X_WITHOUT_DEPTH + self.shift_without, blocks + self.shift)
+
+    @property
+    def has_depth(self) -> npt.NDArray[np.bool_]:
+        """Which of its points stand at a number of frozen blocks."""
+        flags: npt.NDArray[np.bool_] = self.rows["frozen_blocks"].notna().to_numpy(dtype=bool)
+        return flags
 
     def y(self, panel: _Panel) -> Floats:
         """One value per point; NaN where nothing was measured."""
@@ -109,8 +121,8 @@ def figure4(*runs: Run) -> Figure:
 
     Of every network and depth the point with the best mean selection score on validation is drawn, by its first repeat.
     The published runs stand behind, fainter; on synthetic images only where the numbers do not depend on the images.
-    Trials not ended by patience are hollow; stars are epochs on stored features of the frozen prefix. Points of one depth
-    are moved apart a little, so that none hides another.
+    Trials that might have improved with more epochs are hollow; stars are epochs on stored features of the frozen prefix.
+    Points of one depth are moved apart a little, so that none hides another.
 
     Args:
         *runs: One run, or several to compare; at most 3.
@@ -193,15 +205,23 @@ def _published_series(models: Collection[str]) -> list[_Series]:
 
 
 def _side_by_side(series: Sequence[_Series]) -> list[_Series]:
-    """Shift the networks of one depth apart; those that nothing can be frozen of stand at a place of their own."""
-    without = [one for one in series if not _can_freeze(one.model)]
-    others = [one for one in series if _can_freeze(one.model)]
+    """Shift the points of one depth apart, and those without a depth, of what nothing can be frozen of."""
+    without = [index for index, one in enumerate(series) if not one.has_depth.all()]
+    others = [index for index, one in enumerate(series) if one.has_depth.any()]
     step = min(_DODGE, _WIDEST_SPREAD / max(1, len(others)))
+    step_without = min(_DODGE, _WIDEST_SPREAD / max(1, len(without)))
     return [
-        replace(one, shift=step * (index - (len(group) - 1) / 2))
-        for group in (without, others)
-        for index, one in enumerate(group)
+        replace(
+            one,
+            shift=_place(index, others, step),
+            shift_without=_place(index, without, step_without),
+        )
+        for index, one in enumerate(series)
     ]
+
+
+def _place(index: int, group: Sequence[int], step: float) -> float:
+    return step * (group.index(index) - (len(group) - 1) / 2) if index in group else 0.0
 
 
 def _draw_legend(axes: Axes, handles: Sequence[Line2D], *, columns: int) -> None:
@@ -214,12 +234,12 @@ def _draw_panel(axes: Axes, panel: _Panel, series: Sequence[_Series]) -> None:
     for one in series:
         _draw_series(axes, panel, one)
     axes.set_title(panel.title)
-    without = dict.fromkeys(MODEL_LABELS[one.model] for one in series if not _can_freeze(one.model))
+    without = list(dict.fromkeys(MODEL_LABELS[one.model] for one in series if not one.has_depth.all()))
     axes.set_xlim(_X_WITHOUT_DEPTH - 0.35 if without else -0.5, 4.5)
-    ticks = {_X_WITHOUT_DEPTH: ", ".join(without)} if without else {}
+    ticks = {_X_WITHOUT_DEPTH: without[0] if len(without) == 1 else "none to\nfreeze"} if without else {}
     ticks |= {float(blocks): str(blocks) for blocks in range(5)}
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_xlabel("frozen residual blocks")
+    axes.set_xlabel("frozen blocks")
     _scale(axes, panel, np.concatenate([np.empty(0), *(one.y(panel) for one in series)]))
     if panel is _SECONDS and any(one.is_published for one in series):
         axes.set_title(
@@ -234,12 +254,10 @@ def _draw_series(axes: Axes, panel: _Panel, series: _Series) -> None:
         "linestyle": series.line,
         "linewidth": _line_width(series.model, series.is_published),
     }
-    x, y = series.x, series.y(panel)
-    if not _can_freeze(series.model):
-        for level in y:
-            axes.axhline(level, **style, **depth)
-    else:
-        axes.plot(*_with_gaps(x, y), **style, **depth)
+    x, y, has_depth = series.x, series.y(panel), series.has_depth
+    for level in y[~has_depth]:
+        axes.axhline(level, **style, **depth)
+    axes.plot(*_with_gaps(x[has_depth], y[has_depth]), **style, **depth)
     if panel is _RECALL and not series.is_published:
         _draw_intervals(axes, series)
     for place, value, (_, row) in zip(x, y, series.rows.iterrows(), strict=True):
@@ -278,7 +296,7 @@ def _marker(series: _Series, row: pd.Series, panel: _Panel) -> dict[str, Any]:
         "marker": _CACHED_MARKER if is_cached else series.marker,
         "markersize": _CACHED_SIZE if is_cached else STYLE["lines.markersize"],
         "markeredgecolor": series.colour,
-        "markerfacecolor": series.colour if row["stop_reason"] == StopReason.PATIENCE else "white",
+        "markerfacecolor": series.colour if row["stop_reason"] in _OWN_ENDS else "white",
         "markeredgewidth": 1.4,
     }
 
@@ -307,7 +325,7 @@ def _title(runs: Sequence[Run]) -> list[str]:
     ]
     strangers = [f"{run.name}: imported, protocol and weights not known" for run in runs if run not in known]
     return [
-        f"Freezing the first residual blocks: recall and cost on {data}",
+        f"Freezing the first blocks: recall and cost on {data}",
         "; ".join((facts if known else []) + strangers),
     ]
 
@@ -381,10 +399,11 @@ def _legend(runs: Sequence[Run], own: Sequence[_Series], published: Sequence[_Se
             for run, (line, marker) in zip(runs, _RUN_STYLES, strict=False)
         ]
     marks = pd.concat([series.rows for series in own]) if own else pd.DataFrame(columns=["stop_reason", "prefix_cached"])
-    by_patience = marks["stop_reason"] == StopReason.PATIENCE
-    if by_patience.any():
-        handles.append(_mark("o", grey, grey, "ended by patience"))
-    if not by_patience.all():
+    is_whole = marks["stop_reason"].isin(_OWN_ENDS)
+    if is_whole.any():
+        ends = [text for reason, text in _OWN_ENDS.items() if (marks["stop_reason"] == reason).any()]
+        handles.append(_mark("o", grey, grey, " or ".join(ends)))
+    if not is_whole.all():
         handles.append(_mark("o", grey, "white", "not ended by patience"))
     if marks["prefix_cached"].fillna(False).astype(bool).any():
         handles.append(_mark(_CACHED_MARKER, grey, grey, "epochs on the stored frozen prefix"))

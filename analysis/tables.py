@@ -414,7 +414,7 @@ def _footnotes(run: Run, table: pd.DataFrame) -> list[str]:
         reasons = ", ".join(f"{reason} {number}" for reason, number in ends.items())
         facts.append(f"trials shown ended by: {reasons or 'nothing yet'}")
     notes.append(f"{'; '.join(facts)}.")
-    if (pd.to_numeric(table["epochs_run"]) > 0).any() and set(ends) - {StopReason.PATIENCE}:
+    if (pd.to_numeric(table["epochs_run"]) > 0).any() and set(ends) - {StopReason.PATIENCE, StopReason.FITTED}:
         notes.append("Trials not ended by patience might have improved with more epochs.")
     notes += [f"{row['cell']} failed: {row['failure']}" for row in _rows(table) if row["status"] == TrialStatus.FAILED]
     if run.damaged:

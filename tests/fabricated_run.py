@@ -198,7 +198,7 @@ def _sampled_outcome(row: dict, status: TrialStatus, generator: np.random.Genera
         recall, seconds = 0.62 + 0.035 * np.log(params / 40_000), params / 4e5
     else:
         params, recall, seconds = (_of_cell(values, row) for values in (TRAINABLE_PARAMS, RECALLS, SECONDS))
-    miss = abs(np.log10(row["learning_rate"]) + 3)
+    miss = abs(np.log10(row["learning_rate"] or 1e-3) + 3)
     recall = float(recall - 0.12 * miss + generator.normal(0, 0.012))
     reasons = {TrialStatus.COMPLETED: StopReason.PATIENCE, TrialStatus.STOPPED: StopReason.ASHA}
     best = int(generator.integers(5, 60))
@@ -240,7 +240,7 @@ def _manifest(
         sampler_options={},
         run=RunConfig(seed=seed),
         data=DataFacts(fingerprint="c0ffee" * 10, synthetic=synthetic, classes=CLASSES, counts=counts),
-        weights={model: source for model in space.models() if model != "cnn"},
+        weights=dict.fromkeys(space.backbones(), source),
     )
 
 
@@ -262,7 +262,8 @@ def _identity(cell: Cell, *, max_epochs: int, weights: str | None, values: Mappi
     point = cell.with_values(values or {}) | (
         {"weights": "file" if weights else "random"} if family_of(str(cell.point["model"])).takes_weights else {}
     )
-    trial = TrialConfig.from_point(point | {"max_epochs": max_epochs})
+    has_epochs = family_of(str(cell.point["model"])).has_epochs
+    trial = TrialConfig.from_point(point | ({"max_epochs": max_epochs} if has_epochs else {}))
     takes_weights = family_of(trial.network.model).takes_weights
     own_point = point_id(trial, RunConfig(), weights_sha256=None, data_fingerprint="c0ffee")
     return {

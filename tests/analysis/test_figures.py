@@ -57,7 +57,7 @@ def text_of(figure):
 def test_the_four_panels_have_titles_axes_and_units(random_figure):
     by_title = panels(random_figure)
     assert tuple(by_title) == PANELS
-    assert {axes.get_xlabel() for axes in by_title.values()} == {"frozen residual blocks"}
+    assert {axes.get_xlabel() for axes in by_title.values()} == {"frozen blocks"}
     assert [axes.get_ylabel() for axes in by_title.values()] == [
         "micro recall (%), 95% Wilson interval",
         "epochs",

@@ -10,6 +10,7 @@ from torchvision.models import get_model
 
 from tune_lung.config import FIELD_TYPES, RunConfig, TrialConfig
 from tune_lung.errors import InputError
+from tune_lung.families.networks import NETWORKS
 from tune_lung.families.registry import FAMILIES, LOOKS, MODELS, family_of
 from tune_lung.models.architectures import architecture_of, backbone_of
 from tune_lung.models.network import Network, build_network, changing_state, network_outline, stages_after_blocks
@@ -17,6 +18,7 @@ from tune_lung.models.precision import autocast
 from tune_lung.models.weights import RANDOM_WEIGHTS, resolve_weights
 
 SIZE = 32
+NETWORK_MODELS = [model for family in NETWORKS for model in family.models]
 BACKBONES = [model for model in MODELS if family_of(model).takes_weights]
 SMALL_ONE_OF_EACH = [next(iter(family.models)) for family in FAMILIES if family.takes_weights]
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def test_a_field_of_other_families_is_refused(model):
         TrialConfig.from_point({"model": model, foreign: value})
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NETWORK_MODELS)
 def test_its_networks_answer_and_know_no_number_of_the_global_generator(model):
     state = torch.get_rng_state()
     network = network_outline(trial_of(model).network, protocol="strict", num_classes=4, image_size=SIZE)
@@ -78,7 +80,7 @@ def test_its_networks_answer_and_know_no_number_of_the_global_generator(model):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NETWORK_MODELS)
 def test_the_smallest_image_that_it_takes_gives_an_answer(model):
     network, sizes = trial_of(model).network, range(16, 257, 16)
 

@@ -11,7 +11,8 @@ CLASSES = ("COVID", "Viral Pneumonia")
 EXPECTED = {
     "trials": """
         trial_id point_id cell repeat model channels kernel_sizes padding depth base_channels channel_growth first_kernel_size
-        frozen_blocks weights batch_size learning_rate optimizer weight_decay learning_rate_schedule label_smoothing
+        frozen_blocks weights features hog_cell hog_orientations pixel_side backbone components class_weight c kernel gamma_factor
+        num_trees min_leaf_images batch_size learning_rate optimizer weight_decay learning_rate_schedule label_smoothing
         batch_sampling input augmentation max_epochs patience precision weights_name weights_sha256 trial_seed status stop_reason
         failure failure_kind attempts proposed_order ended_order started ended epochs_run best_epoch selection_score val_loss
         val_macro_recall val_micro_recall test_macro_recall test_micro_recall total_params trainable_params mult_adds

@@ -31,6 +31,8 @@ class StopReason(StrEnum):
     MAX_EPOCHS = "max_epochs"
     ASHA = "asha"
     MEDIAN = "median"
+    FITTED = "fitted"
+    """It has no epochs, and was fitted once."""
     TIME = "time"
     FAILURE = "failure"
 
@@ -111,7 +113,7 @@ _TRIALS = (
     _column("weights_sha256", _TEXT, "Digest of the backbone's weights; null for a random start and the CNN."),
     _column("trial_seed", _LARGE, "Seed that all of the trial's random choices are derived from."),
     _column("status", _TEXT, "running, completed, stopped (by the scheduler) or failed."),
-    _column("stop_reason", _TEXT, "patience, max_epochs, asha, median, time or failure; null while running."),
+    _column("stop_reason", _TEXT, "patience, max_epochs, fitted, asha, median, time or failure; null while running."),
     _column("failure", _TEXT, "One line on why the trial failed; null otherwise."),
     _column(
         "failure_kind",

@@ -42,8 +42,8 @@ _SGD_MOMENTUM = 0.9
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 """Numbers that each optimizer keeps for every number it trains."""
 
-TrialEnd: TypeAlias = Literal["patience", "max_epochs", "time"]
-"""Why a trial ends by itself."""
+TrialEnd: TypeAlias = Literal["patience", "max_epochs", "fitted", "time"]
+"""Why a trial ends by itself; `fitted` is what has no epochs."""
 
 _VALIDATION_LOGITS = "validation.logits"
 _ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints", "is_told_again")

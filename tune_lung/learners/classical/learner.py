@@ -81,7 +81,7 @@ class ClassicalLearner(Learner):
             learning_rate=None,
             best_epoch=1,
             best_score=score,
-            stop_reason="max_epochs",
+            stop_reason="fitted",
             prefix_seconds=tables.seconds,
             kept_logits_NK=logits_NK,
             seconds_by_part=watch.stopwatch.take(),
