@@ -1,0 +1,281 @@
+"""README and the pages are compared with the code: links, paths, commands, options, spaces, columns."""
+
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from io import StringIO
+from itertools import dropwhile, takewhile
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from tune_lung.__main__ import COMMANDS, main
+from tune_lung.families.registry import MODELS
+from tune_lung.results.layout import TABLES
+from tune_lung.results.schema import ALLOWED_WORDS, column_meanings, table_schema
+from tune_lung.space_files import load_space, shipped_space_files, space_question
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OTHER_PROGRAMS_OPTIONS = {"--generate", "--working-dir", "--logdir", "--backend-store-uri"}
+COMMANDS_WITHIN = {"data": ("scan", "audit", "phantoms", "prepare"), "runs": ("list", "export-optuna", "import")}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of Markdown, as GitHub reads it."""
+
+    path: Path
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tokens(self) -> list[Token]:
+        return MarkdownIt("commonmark").enable("table").parse(self.text)
+
+    def inline(self) -> Iterator[Token]:
+        return (child for token in self.tokens for child in token.children or ())
+
+    def code_spans(self) -> list[str]:
+        return [" ".join(token.content.split()) for token in self.inline() if token.type == "code_inline"]
+
+    def code_blocks(self) -> list[Token]:
+        return [token for token in self.tokens if token.type in ("fence", "code_block")]
+
+    def links(self) -> list[str]:
+        return [
+            str(token.attrs.get("href") or token.attrs.get("src"))
+            for token in self.inline()
+            if token.type in ("link_open", "image")
+        ]
+
+    def anchors(self) -> set[str]:
+        """Name the headings as GitHub does in addresses."""
+        after = zip(self.tokens, self.tokens[1:], strict=False)
+        texts = [
+            "".join(part.content for part in token.children or ()) for before, token in after if before.type == "heading_open"
+        ]
+        return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+    def section(self, heading: str) -> str:
+        """Cut out what stands under a heading, up to the next one of its level or above."""
+        _, mark, rest = f"\n{self.text}".partition(f"\n{heading}\n")
+        assert mark, f"{self.path.name} has no heading {heading!r}"
+        level = len(heading) - len(heading.lstrip("#"))
+        return re.split(rf"^#{{1,{level}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+    def table(self, heading: str) -> list[list[str]]:
+        """Read the first table under a heading: its rows, each cell as it is written, without the head."""
+        lines = self.section(heading).splitlines()
+        rows = list(takewhile(_is_row, dropwhile(lambda line: not _is_row(line), lines)))
+        assert rows, f"{self.path.name} has no table under {heading!r}"
+        return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def _is_row(line: str) -> bool:
+    return line.startswith("|")
+
+
+def page(name: str) -> Page:
+    return Page(REPOSITORY / name)
+
+
+PAGES = [
+    page(str(path.relative_to(REPOSITORY)))
+    for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").rglob("*.md"))
+]
+PRESENT = [each for each in PAGES if each.path.name != "CHANGELOG.md"]
+"""What says how things are now."""
+
+every_page = pytest.mark.parametrize("each", PAGES, ids=lambda each: str(each.path.relative_to(REPOSITORY)))
+every_present_page = pytest.mark.parametrize("each", PRESENT, ids=lambda each: str(each.path.relative_to(REPOSITORY)))
+
+
+def coded(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", text))
+
+
+def help_of(*words: str) -> str:
+    printed = StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit, match="0"):
+        main([*words, "--help"])
+    return printed.getvalue()
+
+
+def options_in(text: str) -> list[str]:
+    """List the options that a `--help` tells, in its order."""
+    return re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+
+
+# Every page
+
+
+@every_page
+def test_every_link_within_the_repository_leads_to_a_file_and_a_heading(each):
+    for link in each.links():
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (each.path.parent / name).resolve() if name else each.path
+        assert target.exists(), link
+        assert target.is_relative_to(REPOSITORY), link
+        assert not anchor or anchor in Page(target).anchors(), link
+
+
+@every_present_page
+def test_every_path_that_is_named_exists(each):
+    folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir()} - {"runs"}
+    for span in each.code_spans():
+        name, _, test = span.partition("::")
+        if not re.fullmatch(r"[\w./*-]+", name) or name.partition("/")[0] not in folders or "/" not in name:
+            continue
+        found = list(REPOSITORY.glob(name.replace("NAME", "*").rstrip("/")))
+        assert found, name
+        assert not test or f"def {test}(" in found[0].read_text(encoding="utf-8"), span
+
+
+@every_present_page
+def test_every_module_that_is_run_or_named_is_there(each):
+    code = "\n".join([*each.code_spans(), *(block.content for block in each.code_blocks())])
+    for module in re.findall(r"python -m ((?:tune_lung|benchmarks)(?:\.[a-z_]+)*)", code):
+        assert find_spec(module) is not None, module
+    for name in re.findall(r"^tune_lung(?:\.\w+)+$", "\n".join(each.code_spans()), re.MULTILINE):
+        assert any(_path_of(dotted) for dotted in (name, name.rpartition(".")[0])), name
+
+
+def _path_of(module: str) -> bool:
+    path = REPOSITORY / module.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@every_present_page
+def test_every_make_target_that_is_named_exists(each):
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    code = "\n".join([*each.code_spans(), *(block.content for block in each.code_blocks())])
+    named = set(re.findall(r"^\s*make ([a-z]+)", code, re.MULTILINE))
+    assert named <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+@every_present_page
+def test_every_option_that_is_named_is_one_of_our_commands(each):
+    within = [(name, inner) for name, inners in COMMANDS_WITHIN.items() for inner in inners]
+    known = {option for words in (*((name,) for name in COMMANDS), *within) for option in options_in(help_of(*words))}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", each.text)) - OTHER_PROGRAMS_OPTIONS
+    assert named <= known | {"--help"}
+
+
+# The front page
+
+
+def test_the_readme_is_a_front_page():
+    readme = page("README.md")
+    assert len(readme.text.splitlines()) < 200
+    assert {"make search", "make test"} <= {line.split("#")[0].strip() for line in readme.text.splitlines()}
+
+
+def test_the_readme_leads_to_every_page():
+    links = set(page("README.md").links())
+    assert {str(each.path.relative_to(REPOSITORY)) for each in PAGES if each.path.parent == REPOSITORY / "docs"} <= links
+
+
+# Data
+
+
+def test_the_page_on_data_explains_every_command_of_data():
+    commands = re.findall(r"^    ([a-z-]+) ", help_of("data"), re.MULTILINE)
+    assert [coded(name) for name, _ in page("docs/data.md").table("# Data")] == [{name} for name in commands]
+    assert tuple(commands) == COMMANDS_WITHIN["data"]
+
+
+# Searching
+
+
+def test_the_page_on_searching_has_every_shipped_space_with_its_question():
+    told = page("docs/searching.md").table("## The shipped spaces")
+    spaces = {name: (str(len(load_space(name).cells())), space_question(path)) for name, path in shipped_space_files().items()}
+    assert {name.strip("`"): (cells, question) for name, cells, question in told} == spaces
+
+
+def test_the_page_on_searching_has_every_option_once_in_the_group_of_the_help():
+    told = {
+        group: re.findall(r"`(--[a-z-]+)`", options) for group, options, _ in page("docs/searching.md").table("## Every option")
+    }
+    groups = re.split(r"^([a-z ]+):$", help_of("search"), flags=re.MULTILINE)
+    helped = {title: options_in(text) for title, text in zip(groups[1::2], groups[2::2], strict=True) if title != "options"}
+    assert told == helped
+
+
+def test_the_example_of_a_space_is_one(tmp_path):
+    example, line = (block.content for block in page("docs/searching.md").code_blocks() if block.info == "python")
+    file = tmp_path / "small_cnn.py"
+    file.write_text(example, encoding="utf-8")
+    space = load_space(str(file))
+    assert f"Trials: {len(space.cells())} cells" in example
+    file.write_text(f"from tune_lung.space import *\nSPACE = SearchSpace(arms=({line.strip()},))\n", encoding="utf-8")
+    assert len(load_space(str(file)).cells()) == 6
+
+
+# Tables
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_column_of_every_table_is_explained_once(table):
+    tables = page("docs/tables.md")
+    columns = ["p_<class>" if name.startswith("p_") else name for name in column_meanings(table_schema(table, ["a"]))]
+    if table == "validation_predictions":
+        assert set(columns) <= coded(tables.section(f"## `{table}`"))
+        return
+    explained = [name for row in tables.table(f"## `{table}`") for name in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(explained) == sorted(columns)
+
+
+@pytest.mark.parametrize(("table", "column"), [("trials", "status"), ("trials", "stop_reason"), ("trials", "failure_kind")])
+def test_every_word_of_a_column_is_told(table, column):
+    _assert_words_told(table, column, set(ALLOWED_WORDS[column]))
+
+
+@pytest.mark.parametrize(("table", "column"), [("decisions", "verdict"), ("profile", "part")])
+def test_every_word_of_a_column_of_decisions_and_profile_is_told(table, column):
+    _assert_words_told(table, column, set(ALLOWED_WORDS[column]))
+
+
+def test_every_model_is_told():
+    _assert_words_told("trials", "model", set(MODELS))
+
+
+def _assert_words_told(table: str, column: str, words: set[str]) -> None:
+    (meaning,) = [row[1] for row in page("docs/tables.md").table(f"## `{table}`") if f"`{column}`" in row[0]]
+    assert words <= set(re.findall(r"\w+", meaning))
+
+
+# Runs, speed, architecture
+
+
+def test_the_page_on_runs_names_every_command_of_runs():
+    code = "\n".join(block.content for block in page("docs/runs.md").code_blocks())
+    assert all(f"python -m tune_lung.runs {name} " in code for name in COMMANDS_WITHIN["runs"])
+
+
+def test_the_page_on_speed_names_every_measurement():
+    measurements = {
+        path.stem
+        for path in (REPOSITORY / "benchmarks").glob("*.py")
+        if "\n    python -m benchmarks." in path.read_text(encoding="utf-8")
+    }
+    assert measurements <= coded(page("docs/speed.md").text)
+
+
+def test_every_path_of_the_file_tree_exists():
+    (tree,) = [block.content for block in page("docs/architecture.md").code_blocks() if block.info == "text"]
+    folder = Path()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        path = folder / name if line.startswith("  ") else Path(name)
+        folder = path if name.endswith("/") and not line.startswith("  ") else folder
+        assert (REPOSITORY / path).exists(), path
