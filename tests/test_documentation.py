@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from io import StringIO
 from itertools import dropwhile, takewhile
@@ -15,10 +15,15 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from tune_lung.__main__ import COMMANDS, main
-from tune_lung.families.registry import MODELS
-from tune_lung.results.layout import TABLES
+from tune_lung.config import TrialConfig
+from tune_lung.data.scan import IMAGE_SUFFIXES
+from tune_lung.families.registry import LOOKS, MODELS, family_of
+from tune_lung.models.cost import mult_adds, prefix_mult_adds
+from tune_lung.models.network import network_outline
+from tune_lung.results.layout import TABLES, TRACKERS
 from tune_lung.results.schema import ALLOWED_WORDS, column_meanings, table_schema
 from tune_lung.space_files import load_space, shipped_space_files, space_question
+from tune_lung.strategy import SAMPLERS, SCHEDULERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OTHER_PROGRAMS_OPTIONS = {"--generate", "--working-dir", "--logdir", "--backend-store-uri"}
@@ -170,6 +175,19 @@ def test_every_option_that_is_named_is_one_of_our_commands(each):
     assert named <= known | {"--help"}
 
 
+# Contributing
+
+
+def test_every_name_in_contributing_stands_in_a_file_that_its_item_names():
+    contributing = page("CONTRIBUTING.md")
+    for item in re.split(r"\n(?=\* )|\n\n", contributing.text):
+        paths = [REPOSITORY / name for name in coded(item) if (REPOSITORY / name).is_file()]
+        names = {name for name in coded(item) if re.fullmatch(r"_?[A-Za-z][A-Za-z_]*", name) and name != "NAME"}
+        text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+        missing = {name for name in names if not re.search(rf"\b{name}\b", text)} if paths else set()
+        assert not missing, item
+
+
 # The front page
 
 
@@ -193,6 +211,11 @@ def test_the_page_on_data_explains_every_command_of_data():
     assert tuple(commands) == COMMANDS_WITHIN["data"]
 
 
+def test_the_page_on_data_names_every_ending_that_is_read():
+    section = page("docs/data.md").section("## The folder")
+    assert {name for name in coded(section) if re.fullmatch(r"\.\w+", name)} == IMAGE_SUFFIXES
+
+
 # Searching
 
 
@@ -209,6 +232,31 @@ def test_the_page_on_searching_has_every_option_once_in_the_group_of_the_help():
     groups = re.split(r"^([a-z ]+):$", help_of("search"), flags=re.MULTILINE)
     helped = {title: options_in(text) for title, text in zip(groups[1::2], groups[2::2], strict=True) if title != "options"}
     assert told == helped
+
+
+@pytest.mark.parametrize(("option", "names"), [("--sampler", SAMPLERS), ("--scheduler", SCHEDULERS)])
+def test_every_sampler_and_scheduler_is_told(option, names):
+    rows = page("docs/searching.md").table("## Who proposes, and who is stopped")
+    (meaning,) = [row[1] for row in rows if coded(row[0]) == {option}]
+    assert coded(meaning) == set(names)
+
+
+def test_the_table_of_costs_is_what_is_counted():
+    @cache
+    def work(model: str, frozen_blocks: int) -> int:
+        depth = {"frozen_blocks": frozen_blocks, "weights": "random"} if family_of(model).num_blocks else {}
+        config = TrialConfig.from_point({"model": model, **depth}).network
+        network = network_outline(config, protocol="strict", num_classes=4, image_size=128)
+        frozen = prefix_mult_adds(network, 128)
+        return frozen + 3 * (mult_adds(network, 128) - frozen)  # backward takes twice what forward does
+
+    told = page("docs/searching.md").table("## What a cell costs")
+    assert {
+        LOOKS[model].label: [
+            f"{work(model, blocks) / work('resnet18', 0):.2f}" for blocks in range(family_of(model).num_blocks + 1)
+        ]
+        for model in MODELS
+    } == {label: [ratio for ratio in ratios if ratio] for label, *ratios in told}
 
 
 def test_the_example_of_a_space_is_one(tmp_path):
@@ -260,6 +308,13 @@ def _assert_words_told(table: str, column: str, words: set[str]) -> None:
 def test_the_page_on_runs_names_every_command_of_runs():
     code = "\n".join(block.content for block in page("docs/runs.md").code_blocks())
     assert all(f"python -m tune_lung.runs {name} " in code for name in COMMANDS_WITHIN["runs"])
+
+
+def test_the_page_on_runs_names_every_tracker():
+    folders = {name.rstrip("/") for row in page("docs/runs.md").table("# Runs") if "tracker" in row[1] for name in coded(row[0])}
+    asked_for = re.search(r"--tracker \{(.*)\}", help_of("search"))
+    assert asked_for is not None
+    assert folders == set(TRACKERS) == set(asked_for[1].split(","))
 
 
 def test_the_page_on_speed_names_every_measurement():
