@@ -302,7 +302,7 @@ def _assert_words_told(table: str, column: str, words: set[str]) -> None:
     assert words <= set(re.findall(r"\w+", meaning))
 
 
-# Runs, speed, architecture
+# Runs and speed
 
 
 def test_the_page_on_runs_names_every_command_of_runs():
@@ -324,13 +324,3 @@ def test_the_page_on_speed_names_every_measurement():
         if "\n    python -m benchmarks." in path.read_text(encoding="utf-8")
     }
     assert measurements <= coded(page("docs/speed.md").text)
-
-
-def test_every_path_of_the_file_tree_exists():
-    (tree,) = [block.content for block in page("docs/architecture.md").code_blocks() if block.info == "text"]
-    folder = Path()
-    for line in tree.splitlines():
-        name = line.split()[0]
-        path = folder / name if line.startswith("  ") else Path(name)
-        folder = path if name.endswith("/") and not line.startswith("  ") else folder
-        assert (REPOSITORY / path).exists(), path
