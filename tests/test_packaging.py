@@ -38,6 +38,12 @@ def test_versions_with_known_holes_or_other_behaviour_are_refused(name, hole):
     assert not requirement.specifier.contains(hole)
 
 
+def test_the_changelog_begins_with_the_packages_version():
+    versions = re.findall(r"^## (.*)$", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] in (tune_lung.__version__, "Unreleased")
+    assert tune_lung.__version__ in versions
+
+
 def test_torch_chooses_its_own_cuda_libraries():
     assert not [name for name in pinned_versions() if name.startswith(("nvidia-", "cuda-", "triton"))]
 
