@@ -1,7 +1,7 @@
 """How deep should a pretrained network stay frozen?
 
 Trials: 11 cells (cnn; resnet18 and resnet34 x 5 depths), every cell run to its early stop.
-Cost: see the README's table of ratios; a strict epoch of resnet34 k=0 costs twice one of resnet18 k=0.
+Cost: see the table of ratios in docs/searching.md; a strict epoch of resnet34 k=0 costs twice one of resnet18 k=0.
 Run: python -m tune_lung.search --space freeze_grid --data DIR
 """
 

@@ -12,7 +12,7 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRITTEN = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
-DEPLOY_README = (REPOSITORY / "deploy" / "README.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "clusters.md").read_text(encoding="utf-8")
 COMMAND_LISTS = (
     "setup_commands",
     "head_setup_commands",
@@ -100,14 +100,14 @@ def test_file_system_is_mounted_where_the_job_reads_and_writes(cluster):
     (mount,) = [command for command in cluster["setup_commands"] if "mount -t" in command]
     region = cluster["provider"]["region"]
     assert mount.endswith(f".efs.{region}.amazonaws.com:/ /mnt/tune_lung")
-    assert "--data /mnt/tune_lung/data" in DEPLOY_README
-    assert "--out /mnt/tune_lung/runs" in DEPLOY_README
+    assert "--data /mnt/tune_lung/data" in PAGE
+    assert "--out /mnt/tune_lung/runs" in PAGE
 
 
-def test_readme_names_every_value_to_fill_in():
+def test_page_names_every_value_to_fill_in():
     placeholders = set(re.findall(r"[\w-]*REPLACE-WITH[\w-]*", str(WRITTEN)))
     assert placeholders == {"ami-REPLACE-WITH-GPU-IMAGE", "fs-REPLACE-WITH-FILE-SYSTEM"}
-    assert all(placeholder in DEPLOY_README for placeholder in placeholders)
+    assert all(placeholder in PAGE for placeholder in placeholders)
 
 
 @pytest.mark.parametrize("name", COMMAND_LISTS)

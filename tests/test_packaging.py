@@ -7,11 +7,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tune_lung
-from tune_lung.results.layout import TABLES
-from tune_lung.results.schema import column_meanings, table_schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -41,6 +38,12 @@ def test_versions_with_known_holes_or_other_behaviour_are_refused(name, hole):
     assert not requirement.specifier.contains(hole)
 
 
+def test_the_changelog_begins_with_the_packages_version():
+    versions = re.findall(r"^## (.*)$", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] in (tune_lung.__version__, "Unreleased")
+    assert tune_lung.__version__ in versions
+
+
 def test_torch_chooses_its_own_cuda_libraries():
     assert not [name for name in pinned_versions() if name.startswith(("nvidia-", "cuda-", "triton"))]
 
@@ -56,29 +59,3 @@ def test_every_package_has_a_docstring_and_imports_nothing():
         text = path.read_text(encoding="utf-8")
         assert text.startswith('"""'), path
         assert "import " not in text.split('"""')[2], path
-
-
-def test_every_make_target_that_the_readme_names_exists():
-    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"`?make ([a-z]+)`?", README))
-    assert {"search", "test", "check"} <= named
-    assert named <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-
-
-def test_every_path_that_the_readmes_tree_names_exists():
-    tree = re.search(r"```text\n(tune_lung/\n.*?)```", README, re.DOTALL)
-    assert tree is not None
-    folder = Path()
-    for line in tree[1].splitlines():
-        name = line.split()[0]
-        path = folder / name if line.startswith("  ") else Path(name)
-        folder = path if name.endswith("/") and not line.startswith("  ") else folder
-        assert (REPOSITORY / path).exists(), path
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_the_readme_explains_every_column_of_every_table(table):
-    section = README.partition(f"### `{table}`")[2].partition("\n### ")[0]
-    explained = set(re.findall(r"`([^`]+)`", section))
-    columns = {"p_<class>" if name.startswith("p_") else name for name in column_meanings(table_schema(table, ["a", "b"]))}
-    assert columns <= explained
