@@ -51,6 +51,8 @@ lint: $(READY)
 
 types: $(READY)
 	$(PYTHON) -m mypy
+	@# Again as on macOS: what only Linux has is guarded. Here it is the one check of that.
+	$(PYTHON) -m mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 imports: $(READY)
 	$(VENV)/bin/lint-imports --no-logo
