@@ -38,7 +38,7 @@ SEARCHES: Mapping[str, tuple[str, ...]] = {
     "freeze_grid": _GRID,
     "freeze_grid_published": ("--limit", "120", *_GRID),  # fewer leave a class without a validation image
     "freeze_tuned": ("--samples", "2", "--set", "padding=same", *_SAMPLED),
-    "inputs": _GRID,
+    "inputs": ("--max-epochs", "1", "--image-size", "100"),
     "resnet_finetune": ("--samples", "4", *_SAMPLED),
     "training": ("--max-epochs", "2", "--set", "padding=same"),
 }
