@@ -9,7 +9,7 @@ BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup search test faults device soak check format lint types imports wheel clean
+.PHONY: help setup search test faults device soak evidence lowest check format lint types imports wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -41,6 +41,12 @@ device: $(READY) ## the training layer on this machine's GPU; `make test` rehear
 soak: $(READY) ## N rounds of random kills and damage against a small search, 50 unless said: make soak N=10
 	$(PYTHON) -m tests.faults.soak $(or $(N),50)
 
+lowest: $(READY) ## the tests on the lowest versions that pyproject.toml allows; LOWEST_TORCH=tested leaves torch as it is
+	.ci/lowest $(PYTHON) $(VENV)-lowest $(or $(TESTS),-n 2 --dist loadgroup -m "not faults and not device")
+
+evidence: $(READY) ## show again what an issue promised of the whole tree: make evidence ISSUE=16
+	@$(PYTHON) -m tests.evidence $(ISSUE)
+
 check: format lint types imports wheel ## format, lint, types, imports, and the wheel in a fresh environment
 
 format: $(READY)
@@ -51,6 +57,8 @@ lint: $(READY)
 
 types: $(READY)
 	$(PYTHON) -m mypy
+	@# Again as on macOS: what only Linux has is guarded. Here it is the one check of that.
+	$(PYTHON) -m mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 imports: $(READY)
 	$(VENV)/bin/lint-imports --no-logo
@@ -59,4 +67,4 @@ wheel: $(READY)
 	.ci/wheel $(PYTHON)
 
 clean: ## remove .venv and everything built
-	rm -rf .venv build dist tune_lung.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist tune_lung.egg-info .evidence_cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -55,6 +55,14 @@ def test_a_child_that_gets_less_than_it_may_take_says_so(child):
     assert not caught.value.is_over_bounds
 
 
+def test_where_the_system_does_not_say_what_memory_a_child_has_the_users_bound_alone_holds():
+    with Confined("tests.confined_answers_without_proc") as child:
+        assert child.ask({"take": 2 * 10**8}, **BOUNDS)[0] == {"taken": 2 * 10**8}
+        child.ask({"limit": 2 * 10**7}, **BOUNDS)
+        with pytest.raises(ConfinedError, match="more memory than is allowed"):
+            child.ask({"take": 5 * 10**7}, **BOUNDS)
+
+
 def test_a_child_that_gets_less_time_than_it_may_take_says_so(child):
     child.ask({"seconds": 5}, **BOUNDS)
     with pytest.raises(ConfinedError, match="gives less memory or time than is allowed") as caught:

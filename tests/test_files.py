@@ -79,6 +79,25 @@ def test_a_folder_takes_a_name_that_nothing_has(tmp_path, monkeypatch, has_exclu
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("library", [None, OSError("no shared library"), object()])
+def test_a_c_library_without_the_call_is_told_from_one_with_it(tmp_path, monkeypatch, library):
+    """As an older one, musl's, or that of a Python linked as one program; the call itself has no other stand-in."""
+    if library is not None:
+
+        def load(*_, **__):
+            if isinstance(library, Exception):
+                raise library
+            return library
+
+        monkeypatch.setattr("ctypes.CDLL", load)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FileExistsError):
+        rename_to_new(tmp_path / "folder", tmp_path / "taken")
+    rename_to_new(tmp_path / "folder", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "taken"]
+
+
 def fail_halfway(target):
     with whole_file(target) as temporary:
         temporary.write_bytes(b"half")

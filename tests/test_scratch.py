@@ -5,12 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tune_lung import scratch
 from tune_lung.scratch import PREFIX, ScratchFolder, remove_leftovers
 
 _MAKE = """
@@ -199,3 +201,37 @@ def test_a_work_folder_that_became_a_link_is_not_followed(left: Path, tmp_path: 
 
 def test_a_parent_that_is_not_there_has_no_leftovers(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def _without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A system that does not show what other processes use, as macOS."""
+    monkeypatch.setattr(scratch, "_PROCESSES", tmp_path / "proc")
+
+
+def _age(folder: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
+@pytest.mark.usefixtures("_without_proc")
+def test_where_nobody_shows_who_uses_a_leftover_it_stays_until_ten_minutes_after_its_last_change(
+    left: Path, tmp_path: Path
+) -> None:
+    remove_leftovers(tmp_path)
+    assert (left / "w" / "deep" / "file").exists()
+    _age(left / "w", 3600)
+    os.utime(left / "w" / "deep" / "file", (time.time() - 500,) * 2)
+    remove_leftovers(tmp_path)
+    assert (left / "w" / "deep" / "file").exists()
+    _age(left / "w", 700)
+    remove_leftovers(tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.usefixtures("_without_proc")
+def test_what_was_half_removed_goes_where_nobody_shows_who_uses_it(left: Path, tmp_path: Path) -> None:
+    shutil.rmtree(left / "w")
+    remove_leftovers(tmp_path)
+    assert not left.exists()

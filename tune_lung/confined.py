@@ -194,6 +194,8 @@ def _answer_one(allowed: Mapping[str, Any], answer: Callable[[Mapping[str, Any]]
 def bound_memory(num_bytes: int) -> bool:
     """Let this process, a child, take no more than so many bytes beyond what it has now.
 
+    A system that does not say what it has, as macOS, which heeds no such bound either, gives it what there is.
+
     Returns:
         Whether it may take so many: a limit of the user's may be lower.
     """
@@ -210,7 +212,7 @@ def _memory_now() -> int:
 def _has_what_is_allowed() -> bool:
     """Whether the machine gives this process what its bound still lets it take."""
     bound, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if bound == resource.RLIM_INFINITY:
+    if bound == resource.RLIM_INFINITY or not _MEMORY_IN_PAGES.exists():
         return True
     room = bound - _memory_now() - _SLACK_BYTES
     try:

@@ -152,13 +152,13 @@ def rename_to_new(folder: Path, place: Path) -> None:
 
 def _rename_exclusively(source: bytes, target: bytes) -> int:
     """Rename by the system's call that replaces nothing; return the number of the error, 0 for none."""
-    library = ctypes.CDLL(None, use_errno=True)
     try:
+        library = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
             failed = library.renamex_np(source, target, 0x4)  # RENAME_EXCL
         else:
             failed = library.renameat2(-100, source, -100, target, 1)  # AT_FDCWD, RENAME_NOREPLACE
-    except AttributeError:  # an older C library
+    except (AttributeError, OSError):  # an older C library, or one that is part of Python's own program
         return errno.ENOSYS
     return ctypes.get_errno() if failed else 0
 

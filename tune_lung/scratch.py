@@ -6,7 +6,8 @@ start tells a leftover from a folder in use by the lock, and from a folder of an
 than these three things is ever removed, and no link is followed; a folder that holds more stays.
 
 Children may outlive a process that was killed, as Ray's workers do by up to a minute: while any process works or has a file
-open in a leftover, it stays.
+open in a leftover, it stays. Where the system does not show that, as macOS, it stays until nothing was written there for ten
+minutes.
 """
 
 import os
@@ -35,6 +36,10 @@ _MARKER_BYTES = 512
 _TRIES = 20
 _SECONDS_BETWEEN_TRIES = 0.1
 """What still ends, such as a worker of Ray's, may write a last line into a folder that is being removed."""
+_PROCESSES = Path("/proc")
+"""Where Linux shows what processes use."""
+_SECONDS_WITHOUT_CHANGE = 600.0
+"""After which a leftover is used by nobody, where that is not shown: Ray's workers outlive their driver by a minute."""
 
 
 class ScratchFolder:
@@ -126,8 +131,19 @@ def _is_ours(root: Path) -> bool:
 
 def _is_in_use(root: Path) -> bool:
     """Whether a process that can be seen works or has a file open where a scratch folder's process worked."""
+    if not (_PROCESSES / "self").exists():
+        return _has_just_changed(root / _WORK)
     inside = f"{os.path.realpath(root / _WORK)}{os.sep}"
-    return any(target.startswith(inside) for process in Path("/proc").glob("[0-9]*") for target in _used_by(process))
+    return any(target.startswith(inside) for process in _PROCESSES.glob("[0-9]*") for target in _used_by(process))
+
+
+def _has_just_changed(work: Path) -> bool:
+    """Whether something was written in a folder in the last ten minutes, or is being removed now."""
+    try:
+        newest = max(path.lstat().st_mtime for path in (work, *work.rglob("*")))
+    except OSError:
+        return os.path.lexists(work)
+    return time.time() - newest < _SECONDS_WITHOUT_CHANGE
 
 
 def _used_by(process: Path) -> Iterator[str]:

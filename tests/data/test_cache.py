@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tune_lung.data.cache import Cache, content_key
+from tune_lung.data.cache import Cache, content_key, num_workers
 from tune_lung.data.exclusion import NotReadError
 from tune_lung.errors import InputError
 
@@ -243,3 +243,11 @@ def test_damaged_memories_are_forgotten(cache, tmp_path):
 def test_content_keys_do_not_depend_on_order():
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
     assert content_key({"a": 1}) != content_key({"a": 2})
+
+
+def test_where_no_system_says_which_cpus_are_ours_all_are_counted(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    assert num_workers() == 5
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert num_workers() == 1

@@ -174,6 +174,24 @@ def test_a_temporary_folder_as_long_as_sockets_allow_is_taken(monkeypatch: pytes
             temporary_folder()
 
 
+def test_on_macos_a_users_own_temporary_folder_too_long_for_sockets_gives_way_to_the_common_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every user's is: `/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T`; one that was named is refused as everywhere."""
+    with TemporaryDirectory(prefix="ray") as short_path:
+        monkeypatch.setattr("tempfile.tempdir", f"{short_path}/{'x' * 50}")
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        with pytest.raises(InputError, match="too long"):
+            temporary_folder()
+        monkeypatch.setattr("sys.platform", "darwin")
+        assert temporary_folder() == Path("/tmp")  # noqa: S108 - as Ray does
+        monkeypatch.setenv("RAY_TMPDIR", f"{short_path}/{'x' * 50}")
+        with pytest.raises(InputError, match="too long"):
+            temporary_folder()
+        monkeypatch.setenv("RAY_TMPDIR", short_path)
+        assert temporary_folder() == Path(short_path)
+
+
 def test_the_home_folder_is_written_out_in_the_name_of_rays_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     with TemporaryDirectory(prefix="ray") as short_path:
         monkeypatch.setenv("HOME", short_path)

@@ -1,5 +1,8 @@
 """Failures sorted by what Ray and Python say of them."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tune_lung.results.schema import FailureKind
@@ -207,3 +210,20 @@ def test_of_a_traceback_only_source_files_keep_their_names() -> None:
     text = '  File "/home/me/tune_lung/tune_lung/training/fit.py", line 3, in fit\n    open("/home/me/secret.png")'
     assert without_paths(text) == '  File ".../training/fit.py", line 3, in fit\n    open("...")'
     assert without_paths("2/3 of 4 images, and/or none") == "2/3 of 4 images, and/or none"
+
+
+WITHOUT_LINUX = """
+import errno, os
+for name in ("EUCLEAN", "EREMOTEIO", "ENOMEDIUM", "EMEDIUMTYPE", "ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"):
+    delattr(errno, name)
+errno.EDQUOT = 69
+from tune_lung.tuning.failures import kind_of, is_for_lack_of_room
+print(kind_of("PermissionError: [Errno 13] Permission denied: '/mnt/a'", silent_seconds=0, hang_seconds=1).name)
+print(is_for_lack_of_room("OSError: [Errno 69] Disc quota exceeded: '/mnt/a'"))
+"""
+"""Those reasons are Linux's own: macOS has no such names in `errno`, and another number for a quota."""
+
+
+def test_failures_are_sorted_where_the_system_has_other_reasons_than_linux() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LINUX], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.stderr) == (["UNFIT_NODE", "True"], "")

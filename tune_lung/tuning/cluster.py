@@ -40,7 +40,7 @@ _RAY_SETTINGS = {
 }
 
 
-_MOST_SOCKET_BYTES = 107
+_MOST_SOCKET_BYTES = {"darwin": 103}.get(sys.platform, 107)
 _DEEPEST_SOCKET = f"/{RAY_PREFIX}12345678/w/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
 """In the temporary folder, but for the number of this process."""
 _TOO_LONG = "The temporary folder's path is too long for Ray's sockets. Set RAY_TMPDIR to a short one."
@@ -150,16 +150,23 @@ def temporary_folder() -> Path:
     Raises:
         InputError: It is none for Ray.
     """
-    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).expanduser().absolute()
+    named = os.environ.get("RAY_TMPDIR")
+    parent = Path(named or tempfile.gettempdir()).expanduser().absolute()
+    if sys.platform == "darwin" and not named and not _holds_sockets(parent):
+        parent = Path("/tmp")  # noqa: S108 - as Ray does: each user's temporary folder has a path of 50 letters there
     if not str(parent).isascii():
         raise InputError(f"Ray's paths have ASCII letters alone, and {parent} has others. Set RAY_TMPDIR to another folder.")
-    if len(str(parent) + _DEEPEST_SOCKET + str(os.getpid())) > _MOST_SOCKET_BYTES:
+    if not _holds_sockets(parent):
         raise InputError(_TOO_LONG)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Ray's files cannot lie in {parent}: {error.strerror}. Set RAY_TMPDIR to another folder.") from error
     return parent
+
+
+def _holds_sockets(parent: Path) -> bool:
+    return len(str(parent) + _DEEPEST_SOCKET + str(os.getpid())) <= _MOST_SOCKET_BYTES
 
 
 @contextmanager

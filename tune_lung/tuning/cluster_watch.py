@@ -5,6 +5,7 @@ Ray ends a driver whose node or head has died from within its C++ part, some sec
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -46,8 +47,8 @@ class ClusterWatch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch for as long as the block lasts."""
-        own = [(kind, info.process.pid) for kind in _OWN for info in self._node.all_processes.get(kind, ())]
-        watches = [partial(self._wait_for, kind, pid) for kind, pid in own] or [partial(self._look_at_cluster)]
+        own = [(kind, info.process) for kind in _OWN for info in self._node.all_processes.get(kind, ())]
+        watches = [partial(self._wait_for, kind, process) for kind, process in own] or [partial(self._look_at_cluster)]
         try:
             for watch in watches:
                 threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
@@ -65,10 +66,9 @@ class ClusterWatch:
         with self._telling:
             pass
 
-    def _wait_for(self, kind: str, pid: int) -> None:
-        """Wait for the end of a process of our own; who started it learns of it all the same."""
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    def _wait_for(self, kind: str, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for the end of a process of our own; who started it learns of it by the same object."""
+        process.wait()
         self._lose(_OWN[kind])
 
     def _look_at_cluster(self) -> None:

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import resource
+import sys
 
 import torch
 
@@ -65,10 +67,18 @@ def keep_freed_memory() -> None:
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library, or one that is part of Python's own program
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+
+
+def peak_memory_bytes() -> int:
+    """Say how much memory this process has taken at most, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes: getrusage(2)
 
 
 def device_name(device: torch.device) -> str:

@@ -59,11 +59,12 @@ _INSTALLATION = re.compile(
 )
 """What Python and Ray say where a package, or a library, is not there or does not fit."""
 
+_OF_LINUX = ("EUCLEAN", "EREMOTEIO", "ENOMEDIUM", "EMEDIUMTYPE", "ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED")
 _REFUSALS = (
     *(errno.EPERM, errno.ENOENT, errno.EIO, errno.ENXIO, errno.EACCES, errno.ENODEV, errno.ENOTDIR, errno.ENFILE),
     *(errno.EROFS, errno.ENOLCK, errno.ENOLINK, errno.EPROTO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-    *(errno.ENOTCONN, errno.ESTALE, errno.EUCLEAN, errno.EREMOTEIO, errno.ENOMEDIUM, errno.EMEDIUMTYPE),
-    *(errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED),
+    *(errno.ENOTCONN, errno.ESTALE),
+    *(getattr(errno, name) for name in _OF_LINUX if hasattr(errno, name)),
 )
 """Reasons for which a system refuses a file that is there on other nodes: rights, mounts, network, disk."""
 _FILE = re.compile("|".join(rf"\[Errno {number}\]|{re.escape(os.strerror(number))}" for number in _REFUSALS))
@@ -72,7 +73,7 @@ _OURS = "tune_lung."
 _BAD_DATA = ("OtherImagesError",)
 _DAMAGED_CACHE = ("StoreDamagedError", "FeaturesDamagedError")
 _NO_ROOM_MARKS = (
-    *("[Errno 28]", "[Errno 122]", "No space left on device", "Disk quota exceeded", "NoRoomError"),
+    *("[Errno 28]", f"[Errno {errno.EDQUOT}]", "No space left on device", os.strerror(errno.EDQUOT), "NoRoomError"),
     *("OutOfDiskError", "local disk's utilization is over capacity"),
 )
 

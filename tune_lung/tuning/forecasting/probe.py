@@ -5,7 +5,6 @@ search will run trials. What it writes lies in the cache for as long as it runs.
 """
 
 import math
-import resource
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from tune_lung.training.inputs import bytes_kept_on_gpu
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import features_bytes, features_key, has_features, has_room_for_features, settle_prefix
 from tune_lung.tuning.cluster import task_options
-from tune_lung.tuning.device import GPU_CONTEXT_BYTES, claim_device
+from tune_lung.tuning.device import GPU_CONTEXT_BYTES, claim_device, peak_memory_bytes
 from tune_lung.tuning.failures import kind_of, line_of, text_of
 from tune_lung.tuning.forecasting.forecast import TrialCost
 from tune_lung.tuning.plan import SearchSetup
@@ -251,7 +250,7 @@ def _measure(jobs: Sequence[TrainingJob], cache: Cache, folder: Path) -> TrialCo
         best_seconds=fmean(checkpoints.best_seconds) + _predictions_seconds(job, first, folder),
         last_seconds=fmean(checkpoints.last_seconds or [0.0]),
         test_seconds=_test_seconds(job, checkpoints, num_images=full.store.num_images["test"]),
-        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        memory_bytes=peak_memory_bytes(),
         gpu_memory_bytes=gpu_bytes_of(
             full,
             job,
