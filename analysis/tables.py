@@ -11,7 +11,7 @@ import pandas as pd
 
 from tune_lung.analysis.terminal import Heading, aligned, magnitude, percent, percent_interval, sentences, shown, signed
 from tune_lung.errors import InputError
-from tune_lung.evaluation.metrics import Counts, confusion_matrix
+from tune_lung.evaluation.confusion import Counts, confusion_matrix
 from tune_lung.evaluation.statistics import Estimate, difference, macro_recall_estimate, micro_recall_estimate
 from tune_lung.families.registry import DEFAULT_MODEL
 from tune_lung.results.ranking import best_points
