@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from tune_lung.metrics import (
 )
 from tune_lung.results.imported import run_of
 from tune_lung.results.ray_results import read_ray_results
+from tune_lung.results.row_rules import has_good_rows
 from tune_lung.results.schema import column_meanings, table_schema
 from tune_lung.strategy import Objective, parse_objectives
 from tune_lung.training.selection import selection_score
@@ -35,11 +37,13 @@ CLASSES = ("COVID", "Lung, left", "a:max", "{part}")
 REFERENCES: dict[str, Callable[..., float]] = {
     "macro_recall": reference.balanced_accuracy_score,
     "micro_recall": reference.accuracy_score,
+    "cohen_kappa": reference.cohen_kappa_score,
 }
 answered_images = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 quiet = [
     pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true:UserWarning"),
     pytest.mark.filterwarnings("ignore:A single label was found:UserWarning"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning"),  # of a kappa that is not defined
 ]
 pytestmark = quiet
 
@@ -105,6 +109,20 @@ def test_what_is_not_defined_is_left_out():
     measured = measured_on_validation(shown)
     assert measured["val_recall:a"] == 0.5
     assert "val_recall:b" not in measured
+    one_class = Judged(confusion_KK=confusion_matrix([0, 0], [0, 0], num_classes=2), classes=("a", "b"), loss=0.5)
+    assert "val_cohen_kappa" not in measured_on_validation(one_class)
+    assert "test_cohen_kappa" not in measured_on_test(one_class)
+
+
+@pytest.mark.parametrize("metric", metrics_on_validation(("a",)))
+def test_a_table_holds_no_value_below_the_range(metric):
+    schema, names = table_schema("trials", ("a",)), [metric.column, *([metric.test_column] if metric.is_tested else [])]
+    lowest = max(metric.lowest, -1e9)
+    facts = {"trial_id": "3f2a", "point_id": "p", "cell": "cnn", "status": "completed"}
+    for name in names:
+        assert has_good_rows("trials", pa.Table.from_pylist([facts | {name: lowest}], schema=schema), ("a",))
+        below = pa.Table.from_pylist([facts | {name: metric.lowest - 0.1}], schema=schema)
+        assert not has_good_rows("trials", below, ("a",))  # minus infinity is no number of a table either
 
 
 @pytest.mark.parametrize("column", columns_on_validation(CLASSES))

@@ -119,6 +119,22 @@ def micro_recall(confusion_KK: NDArray[np.int64]) -> float:
     return float(confusion_KK.trace() / confusion_KK.sum())
 
 
+def cohen_kappa(confusion_KK: NDArray[np.int64]) -> float:
+    """Compute the agreement of answers and true classes beyond that of chance.
+
+    Returns:
+        1 where all agree, 0 where they agree as often as by chance, below 0 where less often; NaN where nothing else than
+        agreement could come by chance, as with images and answers of one class alone.
+
+    References:
+        Cohen, "A Coefficient of Agreement for Nominal Scales", Educational and Psychological Measurement 20 (1960).
+    """
+    num_images = int(confusion_KK.sum())
+    by_chance = int(confusion_KK.sum(axis=1) @ confusion_KK.sum(axis=0))
+    room = num_images**2 - by_chance
+    return (num_images * int(confusion_KK.trace()) - by_chance) / room if room else math.nan
+
+
 def _require_images(confusion_KK: NDArray[np.int64]) -> None:
     if confusion_KK.sum() == 0:
         raise ValueError("The recall of no images is not defined.")
@@ -151,6 +167,16 @@ METRICS: tuple[Metric, ...] = (
         meaning="Share of {part} images told right",
         formula=lambda judged: micro_recall(judged.confusion_KK),
         lowest=0.0,
+        highest=1.0,
+        direction="max",
+        is_tested=True,
+    ),
+    Metric(
+        name="cohen_kappa",
+        label="Cohen's kappa",
+        meaning="Cohen's kappa on {part}: how far answers agree with true classes beyond chance",
+        formula=lambda judged: cohen_kappa(judged.confusion_KK),
+        lowest=-1.0,
         highest=1.0,
         direction="max",
         is_tested=True,

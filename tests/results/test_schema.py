@@ -14,13 +14,14 @@ EXPECTED = {
         frozen_blocks weights batch_size learning_rate optimizer weight_decay learning_rate_schedule label_smoothing
         batch_sampling input augmentation max_epochs patience precision weights_name weights_sha256 trial_seed status stop_reason
         failure failure_kind attempts proposed_order ended_order started ended epochs_run best_epoch selection_score val_loss
-        val_macro_recall val_micro_recall val_recall:COVID val_recall:Lung test_macro_recall test_micro_recall
+        val_macro_recall val_micro_recall val_cohen_kappa val_recall:COVID val_recall:Lung
+        test_macro_recall test_micro_recall test_cohen_kappa
         total_params trainable_params mult_adds epoch_seconds_mean prefix_seconds prefix_cached cpus gpus concurrent_trials
         slot device
     """,
     "epochs": """
-        trial_id epoch train_loss val_loss val_macro_recall val_micro_recall val_recall:COVID val_recall:Lung selection_score
-        epoch_seconds validation_seconds images_per_second learning_rate ended
+        trial_id epoch train_loss val_loss val_macro_recall val_micro_recall val_cohen_kappa val_recall:COVID
+        val_recall:Lung selection_score epoch_seconds validation_seconds images_per_second learning_rate ended
     """,
     "decisions": "decision trial_id cell rung_epoch value cutoff verdict",
     "images": "image_id path class split group source sha256 excluded_reason",
