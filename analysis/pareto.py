@@ -23,8 +23,9 @@ from tune_lung.analysis.style import (
     scale_log_where_wide,
     write_ticks_short,
 )
-from tune_lung.analysis.tables import data_label, sampled_axes, sampled_values, weights_label, with_test_intervals
+from tune_lung.analysis.tables import data_label, metric_heading, sampled_axes, sampled_values, weights_label, with_test_intervals
 from tune_lung.analysis.terminal import COLUMNS, Heading, aligned, magnitude, percent, percent_interval, sentences, shown
+from tune_lung.metrics import Metric, is_on_validation, metric_of
 from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import pareto_front, point_means
 from tune_lung.results.reader import Run
@@ -41,6 +42,7 @@ _NUMBER_SIZE, _KEY_SIZE = 8.5, 7.3
 _DIGIT_WIDTH, _DIGIT_HEIGHT = 0.7, 1.2
 _LEADER: dict[str, Any] = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
 _MOST_PANELS_ABREAST = 2
+_MOST_LETTERS_OF_A_METRIC = 50
 _MOST_LETTERS = 400
 """Of a point's key."""
 _MOST_KEYED, _KEY_LETTERS, _TITLE_LETTERS, _CAPTION_LETTERS = 24, 85, 118, 165
@@ -62,14 +64,7 @@ class _Quantity:
     is_cost: bool = False
 
 
-_QUANTITIES = {
-    "val_macro_recall": _Quantity(
-        name="macro recall on validation", unit="%", heading=("val macro", "recall"), text=percent, factor=100
-    ),
-    "val_micro_recall": _Quantity(
-        name="micro recall on validation", unit="%", heading=("val micro", "recall"), text=percent, factor=100
-    ),
-    "val_loss": _Quantity(name="loss on validation", unit="nats", heading=("val", "loss"), text="{:.4f}".format),
+_COSTS = {
     "total_params": _Quantity(name="parameters", heading=("", "params"), text=magnitude, is_cost=True),
     "trainable_params": _Quantity(name="trainable parameters", heading=("params", "trained"), text=magnitude, is_cost=True),
     "mult_adds": _Quantity(name="multiply-adds of one image", heading=("multiply-", "adds"), text=magnitude, is_cost=True),
@@ -81,7 +76,7 @@ _QUANTITIES = {
 
 def objectives_of(run: Run) -> tuple[Objective, ...]:
     """List what the run's search was told to trade off; a single one is the selection score."""
-    return recorded_objectives(run.manifest["strategy"])
+    return recorded_objectives(run.manifest)
 
 
 def point_table(run: Run) -> pd.DataFrame:
@@ -203,7 +198,17 @@ def pareto_figure(run: Run) -> Figure:
 
 def _quantity(objective: Objective) -> _Quantity:
     column = objective.column
-    return _QUANTITIES.get(column) or _Quantity(name=column, heading=("", column), text=shown)
+    if is_on_validation(column):
+        return _on_validation(metric_of(column))
+    return _COSTS.get(column) or _Quantity(name=column, heading=("", column), text=shown)
+
+
+def _on_validation(metric: Metric) -> _Quantity:
+    """Say how a metric is called and written: a share in percent."""
+    name, heading = in_one_line(f"{metric.label} on validation", most=_MOST_LETTERS_OF_A_METRIC), metric_heading(metric)
+    if metric.is_share:
+        return _Quantity(name=name, unit="%", heading=heading, text=percent, factor=100)
+    return _Quantity(name=name, unit="nats" if metric.name == "loss" else "", heading=heading, text="{:.4f}".format)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,15 +5,18 @@ Recalls are shares from 0 to 1 in the frames, and percent in the text; differenc
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from tune_lung.analysis.terminal import Heading, aligned, magnitude, percent, percent_interval, sentences, shown, signed
 from tune_lung.errors import InputError
-from tune_lung.evaluation.metrics import Counts, confusion_matrix
+from tune_lung.evaluation.confusion import Counts, confusion_matrix
 from tune_lung.evaluation.statistics import Estimate, difference, macro_recall_estimate, micro_recall_estimate
 from tune_lung.families.registry import DEFAULT_MODEL
+from tune_lung.metrics import Metric, columns_on_validation, metric_of
+from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
@@ -22,6 +25,7 @@ from tune_lung.space import Cell, SearchSpace
 RECALLS = ("test_macro_recall", "test_micro_recall")
 """The columns of the sealed evaluation; each has its interval in `<name>_low` and `<name>_high`."""
 
+_MOST_LETTERS_OF_A_METRIC = 40
 _REPEATED = ("val_macro_recall", *RECALLS)
 _COUNTED = (TrialStatus.COMPLETED, TrialStatus.STOPPED, TrialStatus.FAILED, TrialStatus.RUNNING)
 _TRIAL_COLUMNS = (
@@ -95,7 +99,8 @@ def comparison_table(run: Run) -> pd.DataFrame:
         the trials of the point with the best mean selection score on validation.
     """
     order = cell_names(run)
-    chosen = best_points(run.trials).reindex(columns=["cell", *_TRIAL_COLUMNS])
+    columns = dict.fromkeys(("cell", *_TRIAL_COLUMNS, *_selected_columns(run)))
+    chosen = best_points(run.trials).reindex(columns=[*columns])
     table = pd.DataFrame({"cell": order}).merge(chosen, on="cell", how="left")
     table = table.sort_values("repeat", kind="stable").sort_values(
         "cell", key=lambda names: names.map(order.index), kind="stable"
@@ -178,7 +183,7 @@ def comparison_text(run: Run) -> str:
     Where values are sampled, a table names those of each cell's best point; where seeds repeat, another one their means.
     """
     table = comparison_table(run)
-    blocks = [run_facts(run), _comparison_lines(table)]
+    blocks = [run_facts(run), _comparison_lines(run, table)]
     if any(sampled_axes(run).values()):
         blocks.append(_tuned_lines(run))
     repeats = _repeats_of(table)
@@ -319,8 +324,14 @@ def _cells(run: Run) -> tuple[Cell, ...]:
 _Text = Callable[[dict[str, Any]], str]
 
 
-def _comparison_lines(table: pd.DataFrame) -> list[str]:
-    columns = _comparison_columns(table)
+def _selected_columns(run: Run) -> tuple[str, ...]:
+    """Name the column that the run's cells are ranked by, where it is one of ours."""
+    column = run.manifest["select_by"]
+    return (column,) if column in columns_on_validation(run.classes) else ()
+
+
+def _comparison_lines(run: Run, table: pd.DataFrame) -> list[str]:
+    columns = _comparison_columns(run, table)
     is_measured = (table["epochs_run"].fillna(0) > 0) | table["selection_score"].notna()
     return aligned(
         [heading for heading, _ in columns],
@@ -331,7 +342,7 @@ def _comparison_lines(table: pd.DataFrame) -> list[str]:
     )
 
 
-def _comparison_columns(table: pd.DataFrame) -> list[tuple[Heading, _Text]]:
+def _comparison_columns(run: Run, table: pd.DataFrame) -> list[tuple[Heading, _Text]]:
     columns: list[tuple[Heading, _Text]] = [
         (("", "  cell"), _cell_label),
         (("epochs", "run/best"), lambda row: f"{shown(row['epochs_run'])}/{shown(row['best_epoch'])}"),
@@ -343,11 +354,27 @@ def _comparison_columns(table: pd.DataFrame) -> list[tuple[Heading, _Text]]:
     ]
     if table["val_macro_recall"].isna().all() and table["selection_score"].notna().any():
         columns[4] = (("selection", "score"), lambda row: shown(row["selection_score"]))
+    for name in _selected_columns(run):
+        if name != "val_macro_recall" and table[name].notna().any():
+            metric = metric_of(name)
+            columns.insert(4, (metric_heading(metric), partial(_metric_text, metric)))
     if table["macro_points_over_cnn"].notna().any():
         columns.append((("points", "vs cnn"), lambda row: signed(row["macro_points_over_cnn"])))
     if table["weights"].nunique() > 1:
         columns.append((("", "weights"), lambda row: shown(row["weights"])))
     return columns
+
+
+def metric_heading(metric: Metric) -> Heading:
+    """Head a column of a metric on validation."""
+    label = in_one_line(metric.label, most=_MOST_LETTERS_OF_A_METRIC)
+    first, _, last = f"val {label}".rpartition(" ")
+    return first, last
+
+
+def _metric_text(metric: Metric, row: dict[str, Any]) -> str:
+    value = row[metric.column]
+    return percent(value) if metric.is_share or pd.isna(value) else f"{value:.4f}"
 
 
 def _cell_label(row: dict[str, Any]) -> str:

@@ -64,7 +64,7 @@ def compare(setup: SearchSetup, frozen_blocks: int) -> tuple[float, bool]:
 
 
 def _numbers(results: Sequence[EpochResult]) -> list[tuple[float, ...]]:
-    return [tuple(getattr(result, name) for name in NUMBERS) for result in results]
+    return [tuple(result.columns()[name] for name in NUMBERS) for result in results]
 
 
 def _median_seconds(results: Sequence[EpochResult]) -> float:

@@ -233,7 +233,9 @@ def test_a_whole_number_stands_for_a_float_and_a_list_for_a_tuple():
         ({"image_size": 1025}, "image_size must be 16 to 1024 pixels, not 1025"),
         ({"seed": -1}, "seed must be 0 to"),
         ({"seed": 2**63}, "seed must be 0 to"),
-        ({"select_by": "val_accuracy"}, "select_by cannot be 'val_accuracy'"),
+        ({"select_by": "val_accuracy"}, "select_by cannot be 'val_accuracy'.*Allowed: .*val_macro_recall.*, val_recall:CLASS"),
+        ({"select_by": "val_recal:COVID"}, "cannot be 'val_recal:COVID'. Did you mean 'val_recall:CLASS'"),
+        ({"select_by": "val_recall:"}, "select_by cannot be 'val_recall:'. Did you mean 'val_recall:CLASS'"),
     ],
 )
 def test_a_wrong_run_is_refused_with_what_is_allowed(fields, text):
@@ -244,6 +246,10 @@ def test_a_wrong_run_is_refused_with_what_is_allowed(fields, text):
 def test_selecting_by_a_test_column_is_refused_because_the_test_images_are_sealed():
     with pytest.raises(InputError, match="sealed until the search has ended"):
         RunConfig(select_by="test_macro_recall")
+
+
+def test_a_run_may_select_by_the_recall_of_any_class():
+    assert RunConfig(select_by="val_recall:Lung, left").select_by == "val_recall:Lung, left"
 
 
 def test_an_image_too_small_for_the_cnn_is_refused_with_the_size_it_needs():

@@ -9,7 +9,7 @@ import pytest
 from tune_lung.errors import InputError
 from tune_lung.space import Arm, Choice, SearchSpace
 from tune_lung.space_files import load_space
-from tune_lung.strategy import SELECTION, Objective, Strategy, parse_objectives
+from tune_lung.strategy import SELECTION, Objective, Strategy, parse_objectives, recorded_objectives
 
 GRID, TUNED = load_space("freeze_grid"), load_space("freeze_tuned")
 FRONT = "val_macro_recall:max,trainable_params:min"
@@ -73,6 +73,9 @@ def test_objectives_name_column_and_direction() -> None:
         ("test_macro_recall:max,mult_adds:min", "the test images stay sealed"),
         ("val_macro_recal:max,mult_adds:min", "Did you mean 'val_macro_recall'"),
         ("val_macro_recall,mult_adds:min", "write COLUMN:max or COLUMN:min"),
+        ("mult_adds:min,val_recall:COVID", "write COLUMN:max or COLUMN:min"),
+        ("mult_adds:min,val_recall:COVID:up", "write COLUMN:max or COLUMN:min"),
+        ("val_recall::max,mult_adds:min", "Did you mean 'val_recall:CLASS'"),
         ("val_macro_recall:up,mult_adds:min", "write COLUMN:max or COLUMN:min"),
         ("val_macro_recall:max", "name two or more.*--select-by"),
         ("val_loss:min,val_loss:max", "a column stands twice"),
@@ -81,6 +84,23 @@ def test_objectives_name_column_and_direction() -> None:
 def test_a_wrong_objective_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_objectives(text)
+
+
+def test_an_objective_may_be_the_recall_of_a_class_whatever_its_name() -> None:
+    objectives = parse_objectives("val_recall:Lung, left:max, val_loss:min,val_recall:a:b:max")
+    assert [(one.column, one.direction) for one in objectives] == [
+        ("val_recall:Lung, left", "max"),
+        ("val_loss", "min"),
+        ("val_recall:a:b", "max"),
+    ]
+
+
+def test_a_recorded_objective_is_the_recall_of_a_class_that_the_run_has() -> None:
+    objectives = [{"column": "val_recall:COVID", "direction": "max"}, {"column": "mult_adds", "direction": "min"}]
+    manifest = {"strategy": {"objectives": objectives}, "data": {"classes": ["COVID"]}}
+    assert recorded_objectives(manifest)[0] == Objective("val_recall:COVID", "max")
+    with pytest.raises(InputError, match="objective 'val_recall:COVID', and no such class"):
+        recorded_objectives(manifest | {"data": {"classes": ["covid"]}})
 
 
 @pytest.mark.parametrize("objectives", [(SELECTION,), parse_objectives(FRONT)])

@@ -17,6 +17,7 @@ from tune_lung.errors import InputError, did_you_mean, require, require_choice, 
 from tune_lung.families.family import Family, ModelConfig, PointValue, plain_types
 from tune_lung.families.networks import FIRST_FIELDS
 from tune_lung.families.registry import DEFAULT_MODEL, FAMILY_FIELDS, family_of
+from tune_lung.metrics import is_on_validation, names_to_choose
 from tune_lung.shapes import WrongShapeError, built_from_json
 
 Point: TypeAlias = Mapping[str, PointValue]
@@ -30,7 +31,6 @@ InputPart: TypeAlias = Literal["full", "lungs", "background"]
 Augmentation: TypeAlias = Literal["none", "light", "strong"]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
-SelectBy: TypeAlias = Literal["val_macro_recall", "val_micro_recall", "val_loss"]
 Split: TypeAlias = Literal["train", "validation", "test"]
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -153,8 +153,8 @@ class RunConfig:
     """The rules of loss, freezing, normalisation and selection: the paper's program's, or sound ones."""
     image_size: int = 128
     """Side of the square images in pixels, 16 to 1024."""
-    select_by: SelectBy = "val_macro_recall"
-    """Validation column that the selection score is made of."""
+    select_by: str = "val_macro_recall"
+    """Column on validation that the selection score is made of, such as `val_recall:COVID`."""
     seed: int = 0
     """Root of every derived seed, 0 to 2**63 - 1."""
 
@@ -163,9 +163,12 @@ class RunConfig:
         require_choice("protocol", self.protocol, Protocol)
         require(
             not self.select_by.startswith("test_"),
-            f"select_by cannot be {self.select_by!r}: the test images stay sealed until the search has ended.",
+            f"select_by cannot be {shortened(repr(self.select_by))}: the test images stay sealed until the search has ended.",
         )
-        require_choice("select_by", self.select_by, SelectBy)
+        require(
+            is_on_validation(self.select_by),
+            f"select_by cannot be {shortened(repr(self.select_by))}. {did_you_mean(self.select_by, names_to_choose())}",
+        )
         require(16 <= self.image_size <= 1024, f"image_size must be 16 to 1024 pixels, not {self.image_size}.")
         require(0 <= self.seed < 2**63, f"seed must be 0 to 2**63 - 1, not {self.seed}.")
 
@@ -207,7 +210,7 @@ def applies_to(name: str, family: Family) -> bool:
     return family.has_epochs or name not in EPOCH_FIELDS
 
 
-def default_select_by(protocol: Protocol) -> SelectBy:
+def default_select_by(protocol: Protocol) -> str:
     """Name the column that a protocol selects by: the paper's program kept the lowest validation loss."""
     return "val_loss" if protocol == "published" else "val_macro_recall"
 

@@ -1,6 +1,7 @@
 """How a space is searched: what counts, who proposes, who is stopped, how much is spent. Plain values, no framework."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
@@ -10,13 +11,13 @@ from pydantic import TypeAdapter
 from tune_lung.config import TrialConfig, model_of
 from tune_lung.errors import InputError, did_you_mean, require_choice, shortened
 from tune_lung.families.registry import family_of
+from tune_lung.metrics import Direction, class_of, is_on_validation, names_to_choose
 from tune_lung.shapes import WrongShapeError, built_from_json
 from tune_lung.space import Cell, SearchSpace
 
 _T = TypeVar("_T")
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "nsga2", "exhaustive"]
 SchedulerName: TypeAlias = Literal["asha", "median", "none"]
-Direction: TypeAlias = Literal["max", "min"]
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -26,10 +27,8 @@ DEFAULT_REDUCTION_FACTOR = 2
 """The best of grace 1 to 4 and factor 2 to 4 in `benchmarks.search_quality`. With grace 1, slow learners that end well are
 lost; a larger factor stops too many good ones by the noise of small validation sets."""
 
-_VALIDATION_COLUMNS = ("val_macro_recall", "val_micro_recall", "val_loss")
 _COUNTED_COLUMNS = ("total_params", "trainable_params", "mult_adds")
 _COST_COLUMNS = (*_COUNTED_COLUMNS, "epoch_seconds_mean")
-_OBJECTIVE_COLUMNS = (*_VALIDATION_COLUMNS, *_COST_COLUMNS)
 _DEFAULT_SAMPLES = 32
 MOST_TRIALS = 100_000
 """Trials of the largest search."""
@@ -56,7 +55,7 @@ SELECTION = Objective("selection_score", "max")
 
 
 def parse_objectives(text: str) -> tuple[Objective, ...]:
-    """Read objectives as the command line has them, such as `val_macro_recall:max,trainable_params:min`.
+    """Read objectives as the command line has them, such as `val_recall:COVID:max,trainable_params:min`.
 
     Returns:
         Two or more objectives.
@@ -64,7 +63,7 @@ def parse_objectives(text: str) -> tuple[Objective, ...]:
     Raises:
         InputError: A column is unknown, sealed or named twice, a direction is missing, or there is only one objective.
     """
-    objectives = tuple(_objective(part.strip()) for part in text.split(","))
+    objectives = tuple(_objective(part.strip()) for part in _AN_OBJECTIVE.findall(text))
     columns = [objective.column for objective in objectives]
     if len(columns) < 2:
         raise InputError(f"--objective {text}: name two or more. What a single objective is made of is chosen by --select-by.")
@@ -73,15 +72,26 @@ def parse_objectives(text: str) -> tuple[Objective, ...]:
     return objectives
 
 
+_AN_OBJECTIVE = re.compile(r"(?:^|,)(\s*val_recall:.*?:(?:max|min)\s*(?=,|$)|[^,]*)")
+"""One of several between commas, but for those in a class's name, which goes on to its direction."""
+
+
 def _objective(text: str) -> Objective:
-    column, separator, direction = text.partition(":")
-    if column.startswith("test_"):
-        raise InputError(f"--objective {column}: the test images stay sealed until the search has ended.")
-    if column not in _OBJECTIVE_COLUMNS:
-        raise InputError(f"--objective {column}: no such objective. {did_you_mean(column, _OBJECTIVE_COLUMNS)}")
+    column, separator, direction = text.rpartition(":")
     if not separator or direction not in get_args(Direction):
+        _require_objective(text if is_on_validation(text) else text.partition(":")[0])
         raise InputError(f"--objective {text}: write COLUMN:max or COLUMN:min.")
+    _require_objective(column)
     return Objective(column, direction)  # type: ignore[arg-type]
+
+
+def _require_objective(column: str) -> None:
+    """Refuse what no search may go by."""
+    if column.startswith("test_"):
+        raise InputError(f"--objective {shortened(column)}: the test images stay sealed until the search has ended.")
+    if not is_on_validation(column) and column not in _COST_COLUMNS:
+        near = did_you_mean(column, (*names_to_choose(), *_COST_COLUMNS))
+        raise InputError(f"--objective {shortened(column)}: no such objective. {near}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +250,8 @@ def _require_allowed(objectives: tuple[Objective, ...]) -> None:
     if len(set(columns)) < max(1, len(columns)):
         raise InputError("A search has one objective or more, each once.")
     for column in columns:
-        if column.startswith("test_"):
-            raise InputError(f"--objective {shortened(column)}: the test images stay sealed until the search has ended.")
-        if column not in (SELECTION.column, *_OBJECTIVE_COLUMNS):
-            raise InputError(f"There is no objective '{shortened(column)}'. {did_you_mean(column, _OBJECTIVE_COLUMNS)}")
+        if column != SELECTION.column:
+            _require_objective(column)
 
 
 def _require_measurable(objectives: tuple[Objective, ...], space: SearchSpace) -> None:
@@ -269,14 +277,21 @@ def _require_measurable(objectives: tuple[Objective, ...], space: SearchSpace) -
             )
 
 
-def recorded_objectives(content: Mapping[str, Any]) -> tuple[Objective, ...]:
-    """Read the objectives alone of a manifest's strategy: an imported run does not know who proposed and who was stopped.
+def recorded_objectives(manifest: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """Read the objectives alone of a run: an imported one does not know who proposed and who was stopped.
+
+    Args:
+        manifest: The run's.
 
     Raises:
-        InputError: One of them is none.
+        InputError: One of them is none, or the recall of a class that the run does not have.
     """
-    objectives = _built(_OBJECTIVES, content.get("objectives"), "objectives")
+    objectives = _built(_OBJECTIVES, manifest["strategy"].get("objectives"), "objectives")
     _require_allowed(objectives)
+    for objective in objectives:
+        name = class_of(objective.column)
+        if name is not None and name not in manifest["data"]["classes"]:
+            raise InputError(f"The run has an objective {shortened(repr(objective.column))}, and no such class.")
     return objectives
 
 

@@ -87,7 +87,7 @@ def test_the_manifest_says_what_is_not_known() -> None:
     assert [manifest[name] for name in ("protocol", "image_size", "seed", "git_commit")] == [None] * 4
     assert manifest["data"]["fingerprint"] is None
     assert (manifest["select_by"], manifest["imported_from"]) == ("accuracy", "notebook 'theirs'")
-    assert recorded_objectives(manifest["strategy"]) == (SELECTION,)
+    assert recorded_objectives(manifest) == (SELECTION,)
 
 
 def test_a_written_run_is_read_back_as_any_other(tmp_path: Path) -> None:

@@ -241,8 +241,8 @@ def test_a_run_with_a_part_for_each_trial_goes_on(root):
 
 
 def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
+    content, epochs_of_it = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(1)
+    content[epochs_of_it.data_page_offset + epochs_of_it.total_compressed_size - 1] ^= 1
     path.write_bytes(content)
 
 

@@ -82,7 +82,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def numbers_of(job: TrainingJob, folder: Path) -> list[tuple[Any, ...]]:
-    names = ("epoch", "train_loss", "val_loss", "selection_score", "best_epoch", "stop_reason")
+    names = ("epoch", "train_loss", "validation", "selection_score", "best_epoch", "stop_reason")
     return [tuple(getattr(result, name) for name in names) for result in fit(job, Checkpoints(folder), rungs={1})]
 
 

@@ -32,15 +32,13 @@ def _one_thread() -> Iterator[None]:
 
 def numbers(results: list[EpochResult]) -> list[tuple[Any, ...]]:
     """The numbers of each epoch that must not depend on when or where it was trained."""
-    return [
-        (r.epoch, r.train_loss, r.val_loss, r.val_macro_recall, r.selection_score, r.best_epoch, r.stop_reason) for r in results
-    ]
+    return [(r.epoch, r.train_loss, r.validation, r.selection_score, r.best_epoch, r.stop_reason) for r in results]
 
 
 def test_fit_learns_to_tell_stripes_apart(make_job: MakeJob, tmp_path: Path) -> None:
     results = list(fit(make_job(), Checkpoints(tmp_path)))
     assert results[-1].train_loss < results[0].train_loss
-    assert max(result.val_macro_recall for result in results) == 1.0
+    assert max(result.validation["val_macro_recall"] for result in results) == 1.0
 
 
 def test_fit_ends_at_max_epochs_with_its_reason(make_job: MakeJob, tmp_path: Path) -> None:
@@ -172,7 +170,41 @@ def test_published_loss_stays_above_its_floor_and_selects_by_loss(make_job: Make
     # ln(e + 1) - 1 for two classes: what a softmax output of 1 for the right class gives
     assert published_loss_floor(2) == pytest.approx(0.31326, abs=1e-5)
     assert all(result.train_loss > published_loss_floor(2) for result in results)
-    assert [result.selection_score for result in results] == [-result.val_loss for result in results]
+    assert [result.selection_score for result in results] == [-result.validation["val_loss"] for result in results]
+
+
+@pytest.mark.parametrize("select_by", ["val_recall:across", "val_recall:down"])
+def test_the_kept_epoch_is_the_one_with_the_best_recall_of_the_class_that_counts(
+    make_job: MakeJob, tmp_path: Path, select_by: str
+) -> None:
+    results = list(fit(make_job(select_by=select_by), Checkpoints(tmp_path)))
+    scores = [result.validation[select_by] - 1e-5 * result.validation["val_loss"] for result in results]
+    assert [result.selection_score for result in results] == scores
+    best = 1 + scores.index(max(scores))
+    assert results[-1].best_epoch == load(Checkpoints(tmp_path).best).state["epoch"] == best
+
+
+def test_a_state_that_an_older_version_left_tells_what_it_knew_and_goes_on(make_job: MakeJob, tmp_path: Path) -> None:
+    checkpoints, whole = Checkpoints(tmp_path / "older"), list(fit(make_job(), Checkpoints(tmp_path / "whole")))
+    list(islice(fit(make_job(), checkpoints, rungs=(2,)), 2))
+    written = load(checkpoints.last)
+    older = [{name: value for name, value in row.items() if ":" not in name} for row in written.state["history"]]
+    assert {"epoch", "train_loss", "val_loss", "val_macro_recall", "val_micro_recall", "selection_score"} <= set(older[0])
+    checkpoints.save_last(replace(written, state=written.state | {"history": older}))
+    results = list(fit(make_job(), checkpoints))
+    assert [result.is_told_again for result in results] == [True, True, False, False]
+    told = [{name: value for name, value in result.validation.items() if ":" not in name} for result in whole[:2]]
+    assert [result.validation for result in results] == [*told, *(result.validation for result in whole[2:])]
+    assert numbers(results[2:]) == numbers(whole[2:])
+
+
+def test_a_state_with_another_history_is_passed_over(make_job: MakeJob, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    list(islice(fit(make_job(), checkpoints, rungs=(2,)), 2))
+    written = load(checkpoints.last)
+    checkpoints.save_last(replace(written, state=written.state | {"history": [{"epoch": 1}, {"epoch": 2}]}))
+    first = next(fit(make_job(), checkpoints))
+    assert (first.epoch, first.is_told_again, first.damaged_checkpoints) == (1, False, ("last",))
 
 
 def test_a_frozen_random_prefix_gets_its_statistics_once_and_keeps_them(make_job: MakeJob, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tune_lung import metrics
 from tune_lung.errors import SupersededError
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.schema import FailureKind, StopReason
+from tune_lung.strategy import Objective
 from tune_lung.tuning import recorder as recorder_module
 from tune_lung.tuning.failures import MOST_FAILURES, Failure
 from tune_lung.tuning.plan import SearchSetup
@@ -45,6 +47,36 @@ def test_a_completed_trial_keeps_the_numbers_of_its_best_epoch(recorder: Recorde
     # epochs 2 and 3 tie: the earlier one is the one whose checkpoint was kept
     assert (row["best_epoch"], row["selection_score"], row["epoch_seconds_mean"]) == (2, 0.8, 2.0)
     assert len(pd.read_parquet(setup.run_root / "epochs")) == 4
+
+
+def test_the_recall_of_each_class_stands_in_both_tables_and_what_was_not_told_is_null(
+    recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial
+):
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_result(0, [], trial, epoch_result(1, 0.8, **{"val_recall:a": 0.9, "val_recall:b": 0.7}))
+    recorder.on_trial_result(0, [], trial, epoch_result(2, 0.6, **{"val_recall:a": 1.0}))
+    trial.last_result = epoch_result(2, 0.6, stop_reason="max_epochs")
+    recorder.on_trial_complete(0, [], trial)
+    assert tuple(only_row(setup)[["val_recall:a", "val_recall:b"]]) == (0.9, 0.7)  # of the kept epoch
+    epochs = pd.read_parquet(setup.run_root / "epochs")
+    assert list(epochs["val_recall:a"]) == [0.9, 1.0]
+    assert list(epochs["val_recall:b"].isna()) == [False, True]
+
+
+def test_a_metric_that_is_declared_stands_in_both_tables(
+    monkeypatch: pytest.MonkeyPatch, setup: SearchSetup, trial: LooksLikeATrial, request: pytest.FixtureRequest
+):
+    added = replace(metrics.metric_of("val_micro_recall"), name="first_share")
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, added))
+    recorder: Recorder = request.getfixturevalue("recorder")  # its tables are begun with the metric
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_result(0, [], trial, epoch_result(1, 0.8, val_first_share=0.3))
+    recorder.on_trial_complete(0, [], replace(trial, last_result=epoch_result(1, 0.8, stop_reason="max_epochs")))
+    assert only_row(setup)["val_first_share"] == 0.3
+    assert list(pd.read_parquet(setup.run_root / "epochs")["val_first_share"]) == [0.3]
+    assert recorder.values_of(trial.trial_id, [Objective("val_first_share", "min")]) == (0.3,)
+    recorder.add_test_scores(only_row(setup)["trial_id"], {"test_first_share": 0.4})
+    assert only_row(setup)["test_first_share"] == 0.4
 
 
 def test_a_diverged_trial_is_failed_with_its_reason(recorder: Recorder, setup: SearchSetup, trial: LooksLikeATrial):

@@ -28,9 +28,7 @@ def epoch(number: int, *, seconds: float, best_epoch: int, stop_reason: Any = No
     return EpochResult(
         epoch=number,
         train_loss=1.0,
-        val_loss=1.0,
-        val_macro_recall=0.5,
-        val_micro_recall=0.5,
+        validation={"val_loss": 1.0, "val_macro_recall": 0.5, "val_micro_recall": 0.5},
         selection_score=0.5,
         epoch_seconds=seconds,
         validation_seconds=0.0,

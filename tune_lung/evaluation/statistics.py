@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tune_lung.evaluation.metrics import Counts, macro_recall
+from tune_lung.evaluation.confusion import Counts
+from tune_lung.metrics import macro_recall
 
 
 class Estimate(NamedTuple):

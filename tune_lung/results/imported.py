@@ -13,6 +13,7 @@ from typing import Any
 from tune_lung.config import FIELD_TYPES, Point, RunConfig, TrialConfig, checked_value, model_of, point_id
 from tune_lung.errors import InputError, shortened
 from tune_lung.families.family import PointValue
+from tune_lung.metrics import columns_on_validation
 from tune_lung.results.beginning import MOST_NAME_BYTES, begin_run, require_free
 from tune_lung.results.ledger import Ledger, Row
 from tune_lung.results.manifest import DataFacts, new_manifest, require_manifest
@@ -23,7 +24,6 @@ from tune_lung.space import Arm, Choice, SampledAxis, SearchSpace, Uniform
 from tune_lung.strategy import Strategy
 
 _NEVER_AN_AXIS = ("model", "max_epochs")
-_SCORES = ("selection_score", "val_loss", "val_macro_recall", "val_micro_recall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ def _row(search: ForeignSearch, trial: ForeignTrial, point: Point) -> dict[str, 
         "failure": f"The {search.source} says that it failed." if trial.status is TrialStatus.FAILED else None,
         "epochs_run": len(trial.epochs) or None,
         "best_epoch": best.get("epoch"),
-        **{name: best.get(name) for name in _SCORES},
+        **{name: best.get(name) for name in ("selection_score", *columns_on_validation())},
         **trial.measured,
         **({} if trial.score is None else {"selection_score": trial.score}),
     }

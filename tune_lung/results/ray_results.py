@@ -13,17 +13,15 @@ from typing import Any
 
 from tune_lung.errors import InputError
 from tune_lung.files import DamagedFileError, read_regular_file
+from tune_lung.metrics import metrics_on_validation
 from tune_lung.results.imported import ForeignSearch, ForeignTrial
 from tune_lung.results.ledger import Row
 from tune_lung.results.schema import TrialStatus, table_schema
 
-_SCORES = ("selection_score", "val_macro_recall", "val_micro_recall", "val_loss")
-"""What trials are ranked by: the first of these that was reported."""
 _FIRST_MOMENT, _LAST_MOMENT = 1, 10**11  # in seconds: from 1970 into the year 5138
-_EPOCH_COLUMNS = tuple(name for name in table_schema("epochs", ()).names if name not in ("trial_id", "epoch"))
 _FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds")
-_READ_NAMES = dict.fromkeys((*_SCORES, *_EPOCH_COLUMNS, *_FACT_COLUMNS, "epoch", "training_iteration", "done", "timestamp"))
-"""What is read of a result; all of them are numbers."""
+_OF_RAY = ("epoch", "training_iteration", "done", "timestamp")
+_SCORE = "selection_score"
 _MOST_PARAMS_BYTES, _MOST_RESULTS_BYTES, _MOST_RESULTS = 2**20, 64 * 2**20, 1_000_000
 """Of one trial: a larger file is none of Ray's, whose results take some KB an epoch."""
 
@@ -85,19 +83,31 @@ def _trial(folder: Path, results: _Results, score_column: str | None, most_epoch
 
 def _epochs(results: _Results, score_column: str | None) -> tuple[Row, ...]:
     """Keep each epoch's columns of our names; of an epoch reported twice, as after a restart, the later report counts."""
+    columns = _epoch_columns()
+    less_is_better = {metric.column for metric in metrics_on_validation(()) if metric.direction == "min"}
+    sign = -1 if score_column in less_is_better else 1
     rows: dict[int, dict[str, Any]] = {}
     for number, result in enumerate(results, start=1):
         epoch = next((result[name] for name in ("epoch", "training_iteration") if _is_epoch(result.get(name))), number)
-        rows[epoch] = {"epoch": epoch} | {name: float(result[name]) for name in _EPOCH_COLUMNS if _is_number(result.get(name))}
+        rows[epoch] = {"epoch": epoch} | {name: float(result[name]) for name in columns if _is_number(result.get(name))}
         if score_column in rows[epoch]:
-            score = rows[epoch][score_column]
-            rows[epoch]["selection_score"] = -score if score_column == "val_loss" else score
+            rows[epoch][_SCORE] = sign * rows[epoch][score_column]
     return tuple(rows[epoch] for epoch in sorted(rows))
 
 
 def _score_column(all_results: Iterable[_Results]) -> str | None:
     reported = {name for results in all_results for result in results for name in result}
-    return next((name for name in _SCORES if name in reported), None)
+    return next((name for name in _scores() if name in reported), None)
+
+
+def _scores() -> tuple[str, ...]:
+    """Name what trials are ranked by: the first of these that was reported, those of which more is better before the others."""
+    metrics = sorted(metrics_on_validation(()), key=lambda metric: metric.direction == "min")
+    return (_SCORE, *(metric.column for metric in metrics))
+
+
+def _epoch_columns() -> tuple[str, ...]:
+    return tuple(name for name in table_schema("epochs", ()).names if name not in ("trial_id", "epoch"))
 
 
 def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,12 +127,13 @@ def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a trial's results; a killed trial may have left its last one torn."""
+    names = dict.fromkeys((*_scores(), *_epoch_columns(), *_FACT_COLUMNS, *_OF_RAY))  # all of them are numbers
     results: list[dict[str, Any]] = []
     for line in islice(BytesIO(_content(path, most_bytes=_MOST_RESULTS_BYTES)), _MOST_RESULTS):
         result = _parsed(line)
         if result is None:
             break
-        results.append({name: result[name] for name in _READ_NAMES if type(result.get(name)) in (bool, int, float)})
+        results.append({name: result[name] for name in names if type(result.get(name)) in (bool, int, float)})
     return results
 
 

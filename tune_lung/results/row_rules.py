@@ -3,11 +3,13 @@
 Arrow's schema says of which type a column is; what its values may be stands here. Parts written by us keep these rules.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tune_lung.metrics import is_on_validation, metric_of, metrics_on_test
 from tune_lung.results.layout import PART_NAME
 from tune_lung.results.parts import DamagedPartError
 from tune_lung.results.schema import ALLOWED_WORDS, MOMENT, probability_column
@@ -35,7 +37,7 @@ _NEVER_NULL: Mapping[str, tuple[str, ...]] = {
     "profile": ("part", "seconds"),
 }
 _COUNTED_FROM_1 = ("epoch", "best_epoch", "rung_epoch", "decision", "attempts")
-_MAY_BE_NEGATIVE = ("trial_seed", "train_loss", "val_loss", "selection_score", "value", "cutoff", "lung_share")
+_MAY_BE_NEGATIVE = ("trial_seed", "train_loss", "selection_score", "value", "cutoff", "lung_share")
 _MOST_SECONDS = 1e9
 _FIRST, _LAST = (pa.scalar(moment, MOMENT) for moment in (FIRST_MOMENT, LAST_MOMENT))
 _LONGEST_NAME = 100
@@ -108,8 +110,20 @@ def _require_values(field: pa.Field, values: pa.ChunkedArray) -> None:
         _require(_all(pc.is_finite(values)), name, "is not finite")
         if "seconds" in name:
             _require(_all(pc.less_equal(values, _MOST_SECONDS)), name, "is too large")
-    if (pa.types.is_floating(kind) or pa.types.is_integer(kind)) and name not in _MAY_BE_NEGATIVE:
-        _require(_all(pc.greater_equal(values, 1 if name in _COUNTED_FROM_1 else 0)), name, "is too small")
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        least = _least(name)
+        _require(least is None or _all(pc.greater_equal(values, least)), name, "is too small")
+
+
+def _least(column: str) -> float | None:
+    """Give the least number that a column may hold; None where there is none."""
+    if column in _MAY_BE_NEGATIVE:
+        return None
+    if is_on_validation(column):
+        lowest = metric_of(column).lowest
+        return lowest if math.isfinite(lowest) else None
+    on_test = {metric.test_column: metric.lowest for metric in metrics_on_test()}
+    return on_test.get(column, 1 if column in _COUNTED_FROM_1 else 0)
 
 
 def _require_predictions(rows: pa.Table, classes: Sequence[str]) -> None:

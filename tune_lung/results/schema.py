@@ -10,6 +10,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from tune_lung.config import FIELD_TYPES
+from tune_lung.metrics import metrics_on_test, metrics_on_validation
 
 SCHEMA_VERSION = 3
 """Version of all tables and of the manifest."""
@@ -100,7 +101,7 @@ _TRIAL_ID = _column("trial_id", _TEXT, "The trial: one point trained once with o
 _IMAGE_ID = _column("image_id", _TEXT, "The image, as in the table images.")
 _LABEL = _column("label", _TEXT, "The image's true class.")
 
-_TRIALS = (
+_TRIALS_TO_SCORE = (
     _TRIAL_ID,
     _column("point_id", _TEXT, "Hash of what is trained, budget and seed left out."),
     _column("cell", _TEXT, "Arm and grid values, readable."),
@@ -129,11 +130,9 @@ _TRIALS = (
     _column("epochs_run", _COUNT, "Epochs trained."),
     _column("best_epoch", _COUNT, "Epoch, from 1, whose checkpoint was kept."),
     _column("selection_score", _NUMBER, "The kept epoch's score on validation: it alone ranks trials."),
-    _column("val_loss", _NUMBER, "Validation loss at the kept epoch."),
-    _column("val_macro_recall", _NUMBER, "Mean of the class recalls on validation at the kept epoch, 0 to 1."),
-    _column("val_micro_recall", _NUMBER, "Share of validation images told right at the kept epoch, 0 to 1."),
-    _column("test_macro_recall", _NUMBER, "Mean of the class recalls on test; null where the test was not opened."),
-    _column("test_micro_recall", _NUMBER, "Share of test images told right; null where the test was not opened."),
+)
+
+_TRIALS_FROM_COST = (
     _column("total_params", _LARGE, "All parameters of the network."),
     _column("trainable_params", _LARGE, "Parameters that training changes."),
     _column("mult_adds", _LARGE, "Multiply-adds of one image's forward pass."),
@@ -149,13 +148,13 @@ _TRIALS = (
     _column("device", _TEXT, "What it was trained on, such as cpu or the GPU's name."),
 )
 
-_EPOCHS = (
+_EPOCHS_TO_LOSS = (
     _TRIAL_ID,
     _column("epoch", _COUNT, "Number of the epoch, from 1."),
     _column("train_loss", _NUMBER, "Mean training loss of the epoch."),
-    _column("val_loss", _NUMBER, "Validation loss after the epoch."),
-    _column("val_macro_recall", _NUMBER, "Mean of the class recalls on validation, 0 to 1."),
-    _column("val_micro_recall", _NUMBER, "Share of validation images told right, 0 to 1."),
+)
+
+_EPOCHS_FROM_SCORE = (
     _column("selection_score", _NUMBER, "What early stopping, rungs and the kept checkpoint go by."),
     _column("epoch_seconds", _NUMBER, "Seconds of the training pass."),
     _column("validation_seconds", _NUMBER, "Seconds of the validation pass."),
@@ -202,13 +201,34 @@ _PROFILE = (
 )
 
 _FIXED_TABLES = {
-    "trials": _TRIALS,
-    "epochs": _EPOCHS,
     "decisions": _DECISIONS,
     "images": _IMAGES,
     "explanations": _EXPLANATIONS,
     "profile": _PROFILE,
 }
+
+
+def _trials(classes: Sequence[str]) -> tuple[pa.Field, ...]:
+    """List the columns of `trials`, those of the metrics as they are declared."""
+    kept = (
+        _column(metric.column, _NUMBER, f"{metric.meaning_on('validation')} at the kept epoch{metric.bounds}.")
+        for metric in metrics_on_validation(classes)
+    )
+    tested = (
+        _column(metric.test_column, _NUMBER, f"{metric.meaning_on('test')}; null where the test was not opened.")
+        for metric in metrics_on_test()
+    )
+    return (*_TRIALS_TO_SCORE, *kept, *tested, *_TRIALS_FROM_COST)
+
+
+def _epochs(classes: Sequence[str]) -> tuple[pa.Field, ...]:
+    """List the columns of `epochs`, likewise."""
+    shown = (
+        _column(metric.column, _NUMBER, f"{metric.meaning_on('validation')}{metric.bounds}.")
+        for metric in metrics_on_validation(classes)
+    )
+    return (*_EPOCHS_TO_LOSS, *shown, *_EPOCHS_FROM_SCORE)
+
 
 ALLOWED_WORDS: dict[str, type[StrEnum]] = {
     "status": TrialStatus,
@@ -247,6 +267,8 @@ def table_schema(table: str, classes: Sequence[str]) -> pa.Schema:
     """
     if table in ("predictions", "validation_predictions"):
         return predictions_schema(classes)
+    if table in ("trials", "epochs"):
+        return _versioned(_trials(classes) if table == "trials" else _epochs(classes))
     if table not in _FIXED_TABLES:
         raise ValueError(f"The ledger has no table {table!r}.")
     return _versioned(_FIXED_TABLES[table])

@@ -10,6 +10,7 @@ from tune_lung.config import PROTOCOLS, RunConfig, default_select_by, value_from
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES
 from tune_lung.errors import InputError
 from tune_lung.families.family import PointValue
+from tune_lung.metrics import names_to_choose
 from tune_lung.results.layout import DEFAULT_KEEP, KEEPS
 from tune_lung.search.option_rules import add_value, rule_of
 from tune_lung.space import SearchSpace
@@ -66,7 +67,12 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--protocol", choices=PROTOCOLS, help="rules of loss, freezing, split and selection (default: the space's)"
     )
-    add_value(group, "select_by", metavar="COLUMN", text="val_macro_recall (strict), val_micro_recall or val_loss (published)")
+    add_value(
+        group,
+        "select_by",
+        metavar="COLUMN",
+        text=f"what decides: {', '.join(names_to_choose())} (default: val_macro_recall; published: val_loss)",
+    )
     add_value(
         group,
         "objective",

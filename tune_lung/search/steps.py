@@ -20,9 +20,10 @@ from tune_lung.data.depth import MIXED_DEPTHS
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.prepare import PreparedData
 from tune_lung.data.store import PixelStore
-from tune_lung.errors import InputError
+from tune_lung.errors import InputError, did_you_mean
 from tune_lung.families.family import PointValue
 from tune_lung.files import DamagedFileError, read_json_with_digest
+from tune_lung.metrics import class_of
 from tune_lung.models.precision import supports_bf16
 from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
@@ -96,6 +97,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         store_seconds = time.monotonic() - asked
         _warn_of_depths(prepared, console)
         _require_masks(request.space, prepared)
+        _require_classes(request, prepared)
         with ray_session(options.address) as watch:
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
@@ -180,6 +182,22 @@ def _require_masks(space: SearchSpace, prepared: PreparedData) -> None:
             f"input {' and '.join(sorted(inputs))} needs a lung mask for every image, and {num_missing} of"
             f" {sum(store.num_images.values())} have none. Add masks, or use --set input=full."
         )
+
+
+def _require_classes(request: SearchRequest, prepared: PreparedData) -> None:
+    """Refuse to go by the recall of a class that the images do not have, or that none of validation is of."""
+    images = prepared.images
+    judged = set(images.loc[images["split"] == "validation", "class"])
+    said = [("--select-by", request.run.select_by), *(("--objective", one.column) for one in request.strategy.objectives)]
+    for option, column in said:
+        name = class_of(column)
+        if name is not None and name not in prepared.classes:
+            raise InputError(f"{option} {column}: no image is of class '{name}'. {did_you_mean(name, prepared.classes)}")
+        if name is not None and name not in judged:
+            raise InputError(
+                f"{option} {column}: no validation image is of class '{name}', so that its recall is not defined. Choose another"
+                " column, or add images of it."
+            )
 
 
 def _with_resources(

@@ -5,9 +5,9 @@ Shapes: N images, K classes.
 
 import math
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,15 +18,16 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.batches import epoch_batches
-from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
+from tune_lung.evaluation.confusion import confusion_matrix
 from tune_lung.evaluation.predictions import predict_logits
+from tune_lung.metrics import Judged, columns_on_validation, measured_on_validation
 from tune_lung.models.draws import drawn_from
 from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
 from tune_lung.models.transfer import to_device
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TimePart
-from tune_lung.shapes import built_from_json
+from tune_lung.shapes import built_from_json, require_shape
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.training.early_stopping import EarlyStopping
 from tune_lung.training.inputs import Inputs, open_inputs
@@ -46,8 +47,6 @@ TrialEnd: TypeAlias = Literal["patience", "max_epochs", "fitted", "time"]
 """Why a trial ends by itself; `fitted` is what has no epochs."""
 
 _VALIDATION_LOGITS = "validation.logits"
-_ONCE = ("kept_logits_NK", "seconds_by_part", "damaged_checkpoints", "is_told_again")
-"""What a result tells once; all else of it is kept with the state to go on from, and told again after a kill."""
 
 
 class DivergedError(Exception):
@@ -62,12 +61,10 @@ class EpochNumbers:
     """Counted from 1."""
     train_loss: float
     """Mean of the batch means, in nats."""
-    val_loss: float
-    """Strict: mean over images; published: mean of the batch means, as the program did."""
-    val_macro_recall: float
-    """Mean of the class recalls, 0 to 1."""
-    val_micro_recall: float
-    """Share of images answered right, 0 to 1."""
+    validation: Mapping[str, float]
+    """What was measured on validation, by column, as `tune_lung.metrics` declares it; without what is not defined, and without
+    what an older version did not measure. `val_loss` is the mean over images or, published, of the batch means, as the
+    program did."""
     selection_score: float
     """The number that decides; higher is better."""
     epoch_seconds: float
@@ -87,6 +84,10 @@ class EpochNumbers:
     prefix_seconds: float | None
     """What computing the frozen prefix's features took, once; None where they were not kept."""
 
+    def columns(self) -> dict[str, Any]:
+        """Lay everything out flat, what was measured on validation among the rest."""
+        return {name: value for name, value in vars(self).items() if name != "validation"} | dict(self.validation)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult(EpochNumbers):
@@ -102,8 +103,13 @@ class EpochResult(EpochNumbers):
     is_told_again: bool = False
     """Whether the epoch was trained before the trial went on."""
 
+    def numbers(self) -> EpochNumbers:
+        """Return what is kept with the state to go on from, and told again after a kill; all else is told once."""
+        return EpochNumbers(**{field.name: getattr(self, field.name) for field in fields(EpochNumbers)})
+
 
 _HISTORY = TypeAdapter(list[EpochNumbers])
+_ROWS = TypeAdapter(list[dict[str, Any]])
 
 
 def _never() -> bool:
@@ -173,9 +179,7 @@ def fit(
         result = EpochResult(
             epoch=epoch,
             train_loss=train_loss,
-            val_loss=validation.loss,
-            val_macro_recall=validation.recalls["val_macro_recall"],
-            val_micro_recall=validation.recalls["val_micro_recall"],
+            validation=validation.measured,
             selection_score=validation.score,
             epoch_seconds=trained - started,
             validation_seconds=validated - trained,
@@ -189,7 +193,7 @@ def fit(
             seconds_by_part={},
             damaged_checkpoints=state.take_damaged(),
         )
-        state.history.append({name: value for name, value in vars(result).items() if name not in _ONCE})
+        state.history.append(result.numbers())
         if stop_reason or epoch in rungs or time.monotonic() - saved_at >= SECONDS_BETWEEN_LAST:
             with stopwatch.measure(TimePart.CHECKPOINT):
                 kept = _save(state, checkpoints, epoch)
@@ -219,8 +223,8 @@ class _State:
     optimizer: Optimizer
     stopping: EarlyStopping
     epochs_done: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """Every epoch's numbers."""
+    history: list[EpochNumbers] = field(default_factory=list)
+    """Of every epoch."""
     unsaved_best: Checkpoint | None = None
     """The best epoch's network while its file is not written yet."""
     found_logits_NK: Tensor | None = None
@@ -265,10 +269,10 @@ def _results_again(state: _State, trial: TrialConfig, known_epochs: int) -> Iter
         return
     stop_reason = _stop_reason(trial, state.stopping, state.epochs_done)
     first = min(known_epochs + 1, state.epochs_done) if stop_reason else known_epochs + 1
-    for row in state.history[first - 1 :]:
-        ends = {"stop_reason": stop_reason if row["epoch"] == state.epochs_done else None}
+    for numbers in state.history[first - 1 :]:
+        ends = {"stop_reason": stop_reason if numbers.epoch == state.epochs_done else None}
         once = {"kept_logits_NK": state.take_found_logits(), "damaged_checkpoints": state.take_damaged()}
-        yield EpochResult(**(row | ends | once), seconds_by_part={}, is_told_again=True)
+        yield EpochResult(**(vars(numbers) | ends | once), seconds_by_part={}, is_told_again=True)
 
 
 def _save(state: _State, checkpoints: Checkpoints, epoch: int) -> Tensor | None:
@@ -326,8 +330,7 @@ class _Validation(NamedTuple):
     """One pass over the validation images."""
 
     logits_NK: Tensor
-    loss: float
-    recalls: dict[str, float]
+    measured: dict[str, float]
     score: float
 
 
@@ -336,9 +339,8 @@ def _validate(job: TrainingJob, inputs: Inputs, epoch: int) -> _Validation:
     labels_N = job.validation.labels_N
     loss = _validation_loss(job, logits_NK, torch.from_numpy(labels_N), epoch)
     confusion_KK = confusion_matrix(labels_N, np.asarray(logits_NK.argmax(dim=1)), num_classes=len(job.store.classes))
-    recalls = {"val_macro_recall": macro_recall(confusion_KK), "val_micro_recall": micro_recall(confusion_KK)}
-    score = selection_score(val_loss=loss, select_by=job.run.select_by, **recalls)
-    return _Validation(logits_NK=logits_NK, loss=loss, recalls=recalls, score=score)
+    measured = measured_on_validation(Judged(confusion_KK=confusion_KK, classes=job.store.classes, loss=loss))
+    return _Validation(logits_NK=logits_NK, measured=measured, score=selection_score(measured, select_by=job.run.select_by))
 
 
 def _optimizer(trial: TrialConfig, network: Network) -> Optimizer:
@@ -403,7 +405,8 @@ def _snapshot(state: _State, epoch: int) -> Checkpoint:
     memory = state.optimizer.state_dict()["state"]
     tensors = {f"optimizer.{index}.{name}": value for index, values in memory.items() for name, value in values.items()}
     counters = {"epoch": epoch, "best_epoch": state.stopping.best_epoch, "best_score": state.stopping.best_score}
-    return Checkpoint(tensors=_named("network", state.network) | tensors, state={**counters, "history": state.history})
+    history = [numbers.columns() for numbers in state.history]
+    return Checkpoint(tensors=_named("network", state.network) | tensors, state={**counters, "history": history})
 
 
 def checkpoint_bytes(optimizer: str, network: Network) -> tuple[int, int]:
@@ -436,9 +439,22 @@ def _restore(state: _State, checkpoint: Checkpoint, best: Checkpoint, job: Train
     state.stopping.best_epoch = checkpoint.state["best_epoch"]
     state.stopping.best_score = checkpoint.state["best_score"]
     state.epochs_done = int(checkpoint.state["epoch"])
-    state.history = [dict(vars(numbers)) for numbers in built_from_json(_HISTORY, checkpoint.state["history"])]
-    if [row["epoch"] for row in state.history] != list(range(1, state.epochs_done + 1)):
+    state.history = _history_of(checkpoint.state["history"], job.store.classes)
+    if [numbers.epoch for numbers in state.history] != list(range(1, state.epochs_done + 1)):
         raise ValueError("Its history is not that of its epochs.")
     state.found_logits_NK = best.tensors[_VALIDATION_LOGITS]
     if state.found_logits_NK.shape != (len(job.validation.labels_N), len(job.store.classes)):
         raise ValueError("Its answers are not for these images.")
+
+
+def _history_of(content: object, classes: Sequence[str]) -> list[EpochNumbers]:
+    """Read back what `EpochNumbers.columns` laid out; metrics that an older version did not measure are missing.
+
+    Raises:
+        WrongShapeError: It is something else.
+    """
+    columns = columns_on_validation(classes)
+    return built_from_json(
+        _HISTORY,
+        [row | {"validation": {name: row[name] for name in columns if name in row}} for row in require_shape(_ROWS, content)],
+    )

@@ -14,8 +14,9 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from tune_lung.errors import InputError, NoRoomError, SupersededError, is_no_room
+from tune_lung.metrics import Metric, metric_of
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus
+from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, table_schema
 from tune_lung.strategy import Objective
 from tune_lung.tuning.cluster import Resources, nodes_at
 from tune_lung.tuning.driver_only import DriverOnly
@@ -44,18 +45,8 @@ from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRe
 _SECONDS_BETWEEN_FLUSHES = 10.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 """A driver that another has superseded ends within so long, whatever its trials do."""
-_EPOCH_COLUMNS = (
-    "epoch",
-    "train_loss",
-    "val_loss",
-    "val_macro_recall",
-    "val_micro_recall",
-    "selection_score",
-    "epoch_seconds",
-    "validation_seconds",
-    "images_per_second",
-    "learning_rate",
-)
+_NOT_REPORTED = ("trial_id", "ended")
+"""Columns of the table `epochs` that no worker tells."""
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +129,11 @@ class Recorder(DriverOnly, Callback):
         """The trial with the best selection score so far, failed ones left out; the earlier one of equals."""
         scored = [record for record in self.records if record.best is not None and record.status is not TrialStatus.FAILED]
         return max(scored, key=lambda record: record.best["selection_score"], default=None)  # type: ignore[index]
+
+    @property
+    def selected(self) -> Metric:
+        """What trials are ranked by: the selection score is made of it."""
+        return metric_of(self._setup.run.select_by)
 
     def record_of(self, ray_id: str) -> TrialRecord | None:
         """Return a trial's record by Ray's name for it; None before its start."""
@@ -265,7 +261,8 @@ class Recorder(DriverOnly, Callback):
         self._name_damaged(record, result)
         record.facts = {name: last_epoch(result)[name] for name in FACT_COLUMNS}
         told_again = sum(row.get("is_told_again", False) for row in result[EPOCHS])
-        rows = [{name: row[name] for name in _EPOCH_COLUMNS} for row in result[EPOCHS]]
+        columns = [name for name in table_schema("epochs", self._ledger.classes).names if name not in _NOT_REPORTED]
+        rows = [{name: row.get(name) for name in columns} for row in result[EPOCHS]]
         record.add_epochs(rows, told_again=told_again, moment=datetime.now(UTC))
         parts = [
             {"epoch": row["epoch"], "part": part, "seconds": seconds}

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
+from tune_lung.metrics import columns_on_validation, metrics_on_test
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, require_shape
@@ -32,8 +33,6 @@ from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.rungs import Asha
 from tune_lung.tuning.scheduler import groups_of, rule_of
 from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
-
-_TEST_COLUMNS = ("test_macro_recall", "test_micro_recall")
 
 
 def earlier_attempts(
@@ -57,7 +56,8 @@ def earlier_attempts(
     """
     cells = {cell.name: cell for cell in space.cells()}
     rows = _required(_TRIAL_ROWS, run, "trials")
-    epochs = _rows_by_trial(_required(_EPOCH_ROWS, run, "epochs"), "epoch")
+    unmeasured = dict.fromkeys(columns_on_validation(run.classes))
+    epochs = _rows_by_trial((unmeasured | row for row in _required(_EPOCH_ROWS, run, "epochs")), "epoch")
     decisions, profile = _rows_by_trial(plain_rows(run.decisions), "decision"), _rows_by_trial(plain_rows(run.profile), "epoch")
     predicted = set(run.validation_predictions["trial_id"])
     records, begun, num_anew = [], set(), 0
@@ -155,7 +155,7 @@ def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
         slot=row.get("slot"),
         concurrent_trials=row.get("concurrent_trials"),
         facts={name: row.get(name) for name in FACT_COLUMNS},
-        test_scores={name: row[name] for name in _TEST_COLUMNS if name in row},
+        test_scores={metric.test_column: row[metric.test_column] for metric in metrics_on_test() if metric.test_column in row},
     )
 
 

@@ -1,6 +1,7 @@
 """One search: studies propose, Ray trains, a rule stops, the recorder writes; then the sealed evaluation."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from ray import tune
 from ray.tune import Callback
 from rich.console import Console
 
-from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
+from tune_lung.evaluation.confusion import confusion_matrix
+from tune_lung.metrics import Judged, measured_on_test
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import with_test_opening
@@ -269,4 +271,4 @@ def _test_scores(predictions: Any, classes: tuple[str, ...]) -> dict[str, float]
     labels_N = predictions["label"].map({name: index for index, name in enumerate(classes)}).to_numpy()
     answers_N = predictions[[probability_column(name) for name in classes]].to_numpy().argmax(axis=1)
     confusion_KK = confusion_matrix(labels_N, answers_N, num_classes=len(classes))
-    return {"test_macro_recall": macro_recall(confusion_KK), "test_micro_recall": micro_recall(confusion_KK)}
+    return measured_on_test(Judged(confusion_KK=confusion_KK, classes=classes, loss=math.nan))

@@ -75,7 +75,7 @@ class LungTrial(tune.Trainable):
                 self._write_validation_predictions(kept[-1])
         for part, seconds in self._stopwatch.take().items():
             results[-1].seconds_by_part[part] = results[-1].seconds_by_part.get(part, 0.0) + seconds
-        numbers = [{name: value for name, value in vars(result).items() if name not in _NOT_REPORTED} for result in results]
+        numbers = [{name: value for name, value in result.columns().items() if name not in _NOT_REPORTED} for result in results]
         rows = [row | self._facts for row in numbers]
         return {EPOCHS: rows, "done": results[-1].stop_reason is not None}
 

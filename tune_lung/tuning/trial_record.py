@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tune_lung.families.registry import family_of
+from tune_lung.metrics import columns_on_validation, is_on_validation
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import TrialPlan
@@ -175,7 +176,7 @@ class TrialRecord:
         """Lay the trial out as its row of the table `trials`."""
         plan, best = self.plan, self.best or {}
         weights = plan.weights
-        kept = ("selection_score", "val_loss", "val_macro_recall", "val_micro_recall")
+        kept = {name: value for name, value in best.items() if is_on_validation(name)}  # those of the classes among them
         return {
             "trial_id": plan.trial_id,
             "point_id": plan.point_id,
@@ -196,7 +197,9 @@ class TrialRecord:
             "ended": self.ended,
             "epochs_run": len(self.epochs),
             "best_epoch": best.get("epoch"),
-            **{name: best.get(name) for name in kept},
+            "selection_score": best.get("selection_score"),
+            **dict.fromkeys(columns_on_validation()),
+            **kept,
             **self.test_scores,
             **self.facts,
             "epoch_seconds_mean": self.epoch_seconds_mean,

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tune_lung.results.schema import StopReason
 from tune_lung.space import Arm, Choice, Grid, LogUniform, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources, Room
+from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.slots import Slots
 from tune_lung.tuning.watching.progress import ProgressView
@@ -115,6 +117,31 @@ def picture_of(view: ProgressView, text: io.StringIO) -> list[str]:
     with view:
         view.on_step_end(0, [])
         return screen_of(text)
+
+
+@pytest.mark.parametrize(
+    ("select_by", "named", "heading"),
+    [
+        ("val_macro_recall", "best val macro recall 80.0%: ", "recall"),
+        ("val_loss", "best val loss 0.9000: ", "loss"),
+        ("val_recall:Lung_x", "best val recall of Lung_x 25.0%: ", "recall"),
+    ],
+)
+def test_the_view_names_and_shows_what_trials_are_ranked_by(
+    setup: SearchSetup, recorder: Recorder, select_by: str, named: str, heading: str
+) -> None:
+    recorder._setup = replace(setup, run=replace(setup.run, select_by=select_by))
+    recorder._ledger.classes = ("Lung_x",)
+    view, text = view_of(recorder, width=120)
+    trial = start(recorder)
+    trial.last_result = epoch_result(1, 0.8, **{"val_recall:Lung_x": 0.25})
+    recorder.on_trial_result(0, [], trial, trial.last_result)
+    lines = picture_of(view, text)
+    assert any(line.startswith(named) for line in lines)
+    value = named.split()[-1].removesuffix(":")
+    headings = next(line for line in lines if "img/s" in line)
+    assert headings.split()[-4:] == ["epoch", heading, "best", "img/s"]
+    assert lines[-1].split()[-3:-1] == [value, value]
 
 
 @pytest.mark.parametrize("width", [80, 160])

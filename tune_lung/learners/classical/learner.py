@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.store import Part
-from tune_lung.evaluation.metrics import confusion_matrix, macro_recall, micro_recall
+from tune_lung.evaluation.confusion import confusion_matrix
 from tune_lung.families.classical import ClassicalConfig, ForestConfig, LogisticConfig
 from tune_lung.learners.classical.estimators import fitted_estimator, logits_of
 from tune_lung.learners.classical.features import (
@@ -23,6 +23,7 @@ from tune_lung.learners.classical.features import (
 )
 from tune_lung.learners.classical.stored import as_tensor, from_tensor
 from tune_lung.learners.learner import CheckpointBytes, Learner, ModelFacts, Setting, Watch
+from tune_lung.metrics import Judged, measured_on_validation
 from tune_lung.models.cost import prefix_mult_adds
 from tune_lung.models.network import count_parameters
 from tune_lung.results.schema import TimePart
@@ -61,8 +62,8 @@ class ClassicalLearner(Learner):
         train_loss = _loss(logits_of(estimator, tables.train_NF, num_classes=num_classes), job.train, "training")
         val_loss = _loss(logits_NK, job.validation, "validation")
         confusion_KK = confusion_matrix(job.validation.labels_N, np.asarray(logits_NK.argmax(dim=1)), num_classes=num_classes)
-        recalls = {"val_macro_recall": macro_recall(confusion_KK), "val_micro_recall": micro_recall(confusion_KK)}
-        score = selection_score(val_loss=val_loss, select_by=job.run.select_by, **recalls)
+        measured = measured_on_validation(Judged(confusion_KK=confusion_KK, classes=job.store.classes, loss=val_loss))
+        score = selection_score(measured, select_by=job.run.select_by)
         job.check_images()  # the labels too
         tensors = {f"statistics.{name}": tensor for name, tensor in tables.statistics.items()}
         tensors |= {_ESTIMATOR: as_tensor(estimator), _VALIDATION_LOGITS: logits_NK}
@@ -71,9 +72,7 @@ class ClassicalLearner(Learner):
         yield EpochResult(
             epoch=1,
             train_loss=train_loss,
-            val_loss=val_loss,
-            val_macro_recall=recalls["val_macro_recall"],
-            val_micro_recall=recalls["val_micro_recall"],
+            validation=measured,
             selection_score=score,
             epoch_seconds=fitted - started,
             validation_seconds=answered - fitted,

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 from tune_lung.config import FIELD_TYPES, checked_value
 from tune_lung.errors import InputError, did_you_mean
 from tune_lung.files import plain_json, whole_file
+from tune_lung.metrics import columns_on_validation
 from tune_lung.results.imported import ForeignSearch, ForeignTrial, RecordedRun, RecordedTrial, as_field, run_of
 from tune_lung.results.ledger import Row
 from tune_lung.results.manifest import require_manifest
@@ -51,8 +52,6 @@ _STATUSES = {
 }
 _MOST_BYTES = 4 * 10**9
 _LARGEST_BOUND = 2**31
-"""Columns that a study keeps as text."""
-_METRICS = ("val_loss", "val_macro_recall", "val_micro_recall")
 
 
 def export_study(run: Run, path: Path) -> Counter[TrialState]:
@@ -297,7 +296,7 @@ def _frozen_trial(
 
 
 def _objectives(run: Run) -> tuple[Objective, ...]:
-    return recorded_objectives(run.manifest["strategy"])
+    return recorded_objectives(run.manifest)
 
 
 def _study_name(storage: RDBStorage, path: Path, name: str | None) -> str:
@@ -319,7 +318,7 @@ def _own_run(manifest: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> Reco
     ours = [trial for trial in trials if "trial_id" in trial.user_attrs]
     recorded = tuple(
         RecordedTrial(
-            row=_own_row(trial.user_attrs, version=manifest["schema_version"]),
+            row=_own_row(trial.user_attrs, manifest),
             epochs=tuple({"epoch": epoch, "selection_score": score} for epoch, score in trial.intermediate_values.items()),
         )
         for trial in ours
@@ -329,10 +328,10 @@ def _own_run(manifest: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> Reco
     return RecordedRun(manifest=manifest, trials=recorded, notes=notes)
 
 
-def _own_row(attributes: Mapping[str, Any], *, version: int) -> dict[str, Any]:
-    """Read back a row of the table `trials`; what its version did not measure is left out."""
-    row = {name: attributes[name] for name in table_schema("trials", ()).names if name in attributes}
-    if version < 3:  # it held what was asked for
+def _own_row(attributes: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Read back a row of the table `trials`; what the manifest's version did not measure is left out."""
+    row = {name: attributes[name] for name in table_schema("trials", manifest["data"]["classes"]).names if name in attributes}
+    if manifest["schema_version"] < 3:  # it held what was asked for
         row.pop("concurrent_trials", None)
     return row | require_shape(_MOMENTS, row)
 
@@ -372,7 +371,7 @@ def _foreign_trial(trial: FrozenTrial, direction: StudyDirection, metric_names: 
         params=trial.params,
         status=_STATUSES[trial.state],
         score=sign * values[0] if values else None,
-        measured={name: value for name, value in zip(metric_names, values, strict=False) if name in _METRICS},
+        measured={name: value for name, value in zip(metric_names, values, strict=False) if name in columns_on_validation()},
         epochs=tuple({"epoch": step + shift, "selection_score": sign * trial.intermediate_values[step]} for step in steps),
     )
 

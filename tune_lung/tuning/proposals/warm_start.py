@@ -276,7 +276,7 @@ def _differences(earlier: Run, space: SearchSpace, strategy: Strategy, run: RunC
         there, here = earlier.manifest[name], getattr(run, name)
         if there is not None and there != here:  # null: an imported run does not know it
             yield name, there, here
-    then = recorded_objectives(earlier.manifest["strategy"])
+    then = recorded_objectives(earlier.manifest)
     if then != strategy.objectives:
         yield "objective", _shown(then), _shown(strategy.objectives)
     yield from space_changes(SearchSpace.from_json(earlier.manifest["space"]), space, may_differ=_MAY_DIFFER)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tune_lung.metrics import Metric
 from tune_lung.printable import in_one_line
 from tune_lung.results.schema import FailureKind, StopReason, TrialStatus
 from tune_lung.space import SearchSpace
@@ -25,7 +26,8 @@ from tune_lung.tuning.watching.trial_label import trial_label
 _SECONDS_BETWEEN_REDRAWS = 0.5
 _SECONDS_BETWEEN_LINES = 30.0
 _SEPARATOR = " · "
-_NUMBER_WIDTHS = {"epoch": 7, "recall": 6, "best": 6, "img/s": 6}
+_NUMBER_WIDTHS = (7, 6, 6, 6)
+"""Characters of what stands beside a trial: its epoch, its newest and its best value, and its speed."""
 _COLUMN_GAP = 2
 _LEAST_LABEL_WIDTH = 24
 """Characters of a trial's label that a long reason of failure leaves it."""
@@ -92,7 +94,7 @@ class ProgressView(DriverOnly, Callback):
             return
         num_ended = sum(each.status is not TrialStatus.RUNNING for each in self._recorder.records)
         num_trials = self._time_left.num_trials
-        prefix, outcome = f"[{num_ended:>{len(str(num_trials))}}/{num_trials}] ", f": {_outcome(record)}"
+        prefix, outcome = f"[{num_ended:>{len(str(num_trials))}}/{num_trials}] ", f": {_outcome(record, self._recorder.selected)}"
         self._print_line(prefix + self._label(record, room=len(prefix) + len(outcome), least=_LEAST_LABEL_WIDTH) + outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -142,7 +144,8 @@ class ProgressView(DriverOnly, Callback):
         leader = self._recorder.leader()
         if leader is None or leader.best is None:
             return []
-        start = f"best val macro recall {_percent(leader.best['val_macro_recall'])}: "
+        selected = self._recorder.selected
+        start = f"best val {selected.label} {selected.text(leader.best.get(selected.column))}: "
         return [start + self._label(leader, room=len(start))]
 
     def _running_text(self) -> str:
@@ -153,7 +156,8 @@ class ProgressView(DriverOnly, Callback):
         running = self._recorder.running()
         table = Table(box=None, pad_edge=False, padding=(0, _COLUMN_GAP, 0, 0), header_style="dim")
         table.add_column(self._running_text(), no_wrap=True)
-        for heading, width in _NUMBER_WIDTHS.items():
+        headings = ("epoch", self._recorder.selected.noun, "best", "img/s")
+        for heading, width in zip(headings, _NUMBER_WIDTHS, strict=True):
             table.add_column(heading, justify="right", no_wrap=True, min_width=width)
         shown = running if len(running) <= num_rows else running[: num_rows - 1]
         for record in shown:
@@ -163,13 +167,14 @@ class ProgressView(DriverOnly, Callback):
         return table
 
     def _cells_of(self, record: TrialRecord) -> tuple[str, ...]:
-        label = self._label(record, room=sum(_NUMBER_WIDTHS.values()) + _COLUMN_GAP * len(_NUMBER_WIDTHS))
+        label = self._label(record, room=sum(_NUMBER_WIDTHS) + _COLUMN_GAP * len(_NUMBER_WIDTHS))
         epoch = f"{len(record.epochs)}/{record.plan.trial.max_epochs}"
         if not record.epochs or record.best is None:
             return label, epoch
         last = record.epochs[-1]
-        recalls = _percent(last["val_macro_recall"]), _percent(record.best["val_macro_recall"])
-        return label, epoch, *recalls, f"{last['images_per_second']:.0f}"
+        selected = self._recorder.selected
+        values = (selected.text(row.get(selected.column)) for row in (last, record.best))
+        return label, epoch, *values, f"{last['images_per_second']:.0f}"
 
     def _label(self, record: TrialRecord, *, room: int, least: int = 1) -> str:
         """Name a trial in what is left of a terminal's line.
@@ -185,15 +190,15 @@ class ProgressView(DriverOnly, Callback):
         return in_one_line(trial_label(record.plan.cell, shown, width=width))
 
 
-def _outcome(record: TrialRecord) -> str:
+def _outcome(record: TrialRecord, selected: Metric) -> str:
     best = record.best
     if record.status is TrialStatus.FAILED or best is None:
         return f"failed: {record.failure}"
-    recall = _percent(best["val_macro_recall"])
+    value = selected.text(best.get(selected.column))
     if record.status is TrialStatus.STOPPED:
         by = "the time budget" if record.stop_reason is StopReason.TIME else record.stop_reason
-        return f"stopped by {by} at epoch {len(record.epochs)} ({recall})"
-    return f"recall {recall} at epoch {best['epoch']} of {len(record.epochs)}"
+        return f"stopped by {by} at epoch {len(record.epochs)} ({value})"
+    return f"{selected.noun} {value} at epoch {best['epoch']} of {len(record.epochs)}"
 
 
 def _words(kind: FailureKind) -> str:
@@ -210,7 +215,3 @@ def _folded(parts: list[str], width: int) -> list[str]:
         else:
             lines.append(part)
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"

@@ -27,6 +27,7 @@ from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 from tune_lung.errors import InputError
 from tune_lung.families.family import PointValue
 from tune_lung.files import set_aside
+from tune_lung.metrics import class_of
 from tune_lung.results.schema import TrialStatus
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.outcome import EPOCHS, failure_of
@@ -201,7 +202,10 @@ class Tracker(DriverOnly, Callback):
 
     def _log_epoch(self, tracked: TrackedTrial, row: Mapping[str, Any]) -> None:
         epoch = row["epoch"]
-        numbers = {name: value for name, value in row.items() if name not in ("epoch", "ended")}
+        untold = ("epoch", "ended")  # nor the names of classes: they stay here, and a server may refuse them as names of numbers
+        numbers = {
+            name: value for name, value in row.items() if name not in untold and class_of(name) is None and value is not None
+        }
         self._logger.log_trial_result(epoch, tracked, numbers | {TRAINING_ITERATION: epoch})
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:

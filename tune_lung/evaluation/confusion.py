@@ -1,7 +1,6 @@
-"""Recall in its two forms, from a confusion matrix.
+"""The confusion matrix, and each class's recall; what else is made of it stands in `tune_lung.metrics`.
 
-Micro recall is the share of images told right: it equals accuracy and micro precision. Macro recall, also called
-balanced accuracy, is the mean of the class recalls. Shapes: N images, K classes.
+Shapes: N images, K classes.
 """
 
 from typing import TypeAlias
@@ -49,28 +48,3 @@ def class_recalls(confusion_KK: Counts) -> Shares:
     recalls_K = np.full(len(confusion_KK), np.nan)
     np.divide(confusion_KK.diagonal(), num_images_K, out=recalls_K, where=num_images_K > 0)
     return recalls_K
-
-
-def macro_recall(confusion_KK: Counts) -> float:
-    """Average the class recalls over the classes that have images.
-
-    Raises:
-        ValueError: There is no image at all.
-    """
-    _require_images(confusion_KK)
-    return float(np.nanmean(class_recalls(confusion_KK)))
-
-
-def micro_recall(confusion_KK: Counts) -> float:
-    """Compute the share of images told right.
-
-    Raises:
-        ValueError: There is no image at all.
-    """
-    _require_images(confusion_KK)
-    return float(np.trace(confusion_KK) / confusion_KK.sum())
-
-
-def _require_images(confusion_KK: Counts) -> None:
-    if confusion_KK.sum() == 0:
-        raise ValueError("The recall of no images is not defined.")
