@@ -26,7 +26,7 @@ _ROOT = Path(__file__).parents[2]
 _NICE = 19
 
 _OPTIONS = (
-    *("--image-size", "64", "--limit", "80", "--seed", "3", "--weights", "random", "--no-report"),
+    *("--image-size", "64", "--limit", "80", "--seed", "3", "--no-report"),
     *("--max-concurrent", "1", "--cpus-per-trial", "1"),
 )
 _GRID = ("--max-epochs", "2", "--set", "padding=same", "--set", "batch_size=16")
@@ -38,7 +38,7 @@ SEARCHES: Mapping[str, tuple[str, ...]] = {
     "freeze_grid": _GRID,
     "freeze_grid_published": ("--limit", "120", *_GRID),  # fewer leave a class without a validation image
     "freeze_tuned": ("--samples", "2", "--set", "padding=same", *_SAMPLED),
-    "inputs": ("--max-epochs", "1", "--image-size", "100"),
+    "inputs": ("--set", "model=cnn", *_GRID),
     "resnet_finetune": ("--samples", "4", *_SAMPLED),
     "training": ("--max-epochs", "2", "--set", "padding=same"),
 }
