@@ -106,9 +106,19 @@ class RunPaths:
         named = (path for path in self.table(table).glob("*.parquet") if not path.name.startswith("."))
         return sorted(path for path in named if not PART_NAME.fullmatch(path.stem))
 
+    @property
+    def all_checkpoints(self) -> Path:
+        """The folder of every trial's checkpoints."""
+        return self.root / "checkpoints"
+
     def checkpoints(self, trial_id: str) -> Path:
         """Return the folder of one trial's checkpoints."""
-        return self.root / "checkpoints" / trial_id
+        return self.all_checkpoints / trial_id
+
+    @property
+    def frozen_parts(self) -> Path:
+        """The folder of what networks leave out, by digest: trials share it."""
+        return self.root / "frozen"
 
     def figure(self, name: str) -> Path:
         """Return the image file of one figure, such as `figure4`."""

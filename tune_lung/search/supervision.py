@@ -77,6 +77,8 @@ def opened_ledger(
         numerics=numerics,
         allow_other_numbers=request.options.allow_other_numbers,
     )
+    if prepared.pixels is not None:  # a run of an earlier version has not said it
+        manifest["data"] = {**manifest["data"], "pixels": prepared.pixels}
     ledger.write_manifest(manifest)
     if not ledger.has_images():
         ledger.write_images(prepared.images)
@@ -98,6 +100,7 @@ def _begun(
         synthetic=prepared.synthetic,
         classes=prepared.classes,
         counts=_counts(prepared),
+        pixels=prepared.pixels,
     )
     manifest = new_manifest(
         name=request.root.name,
