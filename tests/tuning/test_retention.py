@@ -53,7 +53,7 @@ class FakeSearch:
         root, earlier = self.setup.run_root, None
         if (root / "run.json").exists():
             ledger = Ledger.open(root)
-            earlier = earlier_attempts(read_run(root), SPACE, strategy, self.setup, is_time_left=True)
+            earlier = earlier_attempts(read_run(root), SPACE, strategy, self.setup, is_time_left=True, keep=keep)
         else:
             facts = DataFacts(
                 fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts=dict.fromkeys(("train", "validation", "test"), 4)
@@ -172,6 +172,26 @@ def test_a_search_that_goes_on_may_keep_less_or_more(tmp_path: Path, undisturbed
     assert files_of(tmp_path / "run") == files_of(undisturbed)
     FakeSearch(tmp_path, keep="all")
     assert files_of(tmp_path / "run") == files_of(undisturbed)
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_a_search_that_is_to_keep_every_network_trains_again_those_that_it_did_not(
+    tmp_path: Path, undisturbed: Path, keep: KeepName
+) -> None:
+    """And nothing else; what they score stays, and so does who was first."""
+    search = FakeSearch(tmp_path)
+    search.run()
+    before = files_of(search.setup.run_root)
+    search = FakeSearch(tmp_path, keep=keep)
+    anew = {record.plan.trial_id for record in search.recorder.records if record.status is TrialStatus.RUNNING}
+    assert anew == set(read_run(undisturbed).trials["trial_id"]) - before.keys()
+    search.run()
+    there = files_of(search.setup.run_root)
+    assert len(there) == 8
+    assert all({"best"} <= names for names in there.values())
+    one, two = (read_run(root).trials.sort_values("trial_id") for root in (search.setup.run_root, undisturbed))
+    columns = ["trial_id", "status", "epochs_run", "best_epoch", "selection_score", "proposed_order"]
+    assert one[columns].to_numpy().tolist() == two[columns].to_numpy().tolist()
 
 
 @pytest.mark.parametrize("after", [False, True])

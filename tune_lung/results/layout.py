@@ -124,6 +124,25 @@ class RunPaths:
         """Return the image file of one figure, such as `figure4`."""
         return self.figures / f"{name}.png"
 
+    def refuse_links_to(self, *files: Path) -> None:
+        """Refuse files of the run that a link in it leads to: what is read through one may lie anywhere.
+
+        Args:
+            files: Paths below the run's folder.
+
+        Raises:
+            InputError: One of them, or a folder on the way to it, is a link.
+        """
+        for file in files:
+            for path in (file, *file.parents):
+                if path == self.root:
+                    break
+                if path.is_symlink():
+                    raise InputError(
+                        f"'{path.relative_to(self.root)}' in the run '{self.root.name}' is a link, and nothing is read through"
+                        " links. Put what it leads to in its place."
+                    )
+
     def refuse_links(self, name: str = "") -> None:
         """Refuse a run in which there is a link: what is written through it would lie elsewhere.
 

@@ -237,7 +237,14 @@ def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
     if found is not None:
         budget = request.strategy.time_budget_seconds
         is_time_left = budget is None or supervised.ownership.searched_seconds() < budget
-        earlier = earlier_attempts(found, request.space, request.strategy, supervised.setup, is_time_left=is_time_left)
+        earlier = earlier_attempts(
+            found,
+            request.space,
+            request.strategy,
+            supervised.setup,
+            is_time_left=is_time_left,
+            keep=request.options.keep,
+        )
         say(console, *_told_of(earlier, found, attempt=supervised.ownership.attempt))
     start_seconds, store_seconds = supervised.seconds_before
     return run_search(

@@ -99,6 +99,18 @@ class Checkpoints:
         """Whether there is a state that training may go on from, whole or not."""
         return self.last.exists() or self.previous.exists()
 
+    def has_best(self, *, leaves_out: bool) -> bool:
+        """Say by its header alone whether there is a network, and what it leaves out; whole or not.
+
+        Args:
+            leaves_out: Whether a part of it is frozen.
+        """
+        try:
+            digest = _state_of(read_text(self.best), "The checkpoint 'best'").get(FROZEN)
+        except (DamagedCheckpointError, OSError):
+            return False
+        return not leaves_out if digest is None else self.frozen_parts.has(digest)
+
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Replace the best epoch's file; its state has the `epoch`, and names its frozen part."""
         self._save(self.best, self.previous_best, checkpoint)

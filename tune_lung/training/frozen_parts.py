@@ -62,6 +62,10 @@ class FrozenParts:
             write_tensors(path, plain, check_writer=self.check_writer)
         return digest
 
+    def has(self, digest: str) -> bool:
+        """Whether a frozen part is there, whole or not."""
+        return is_plain_file(self._path(digest))
+
     def load(self, digest: str) -> dict[str, Tensor]:
         """Read a frozen part, its digest verified.
 

@@ -10,17 +10,16 @@ import pandas as pd
 import ray
 from ray import ObjectRef
 
+from tune_lung.answers.networks import KeptNetwork, NetworkAnswering
 from tune_lung.errors import NoRoomError
-from tune_lung.evaluation.predictions import input_batches, predict_logits, predictions_frame
-from tune_lung.models.network import load_changing_state
+from tune_lung.evaluation.predictions import answers_frame
 from tune_lung.results.schema import FailureKind
-from tune_lung.training.checkpoints import Checkpoint, DamagedCheckpointError, load
+from tune_lung.training.tensor_files import DamagedCheckpointError
 from tune_lung.tuning.cluster import Resources, nodes_at, task_options
 from tune_lung.tuning.device import claim_device
 from tune_lung.tuning.failures import MOST_FAILURES, Failure, address_in, is_for_lack_of_room, kind_of, line_of, text_of
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 
-_BATCH_SIZE = 128
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -43,38 +42,12 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     """
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
-    job = setup.training_job(plan, store=store, device=device)
-    network = job.build_network()
-    best = best_of(plan, setup, best_epoch)
-    try:
-        load_changing_state(network, best.part("network"))
-    except (RuntimeError, ValueError) as error:
-        raise DamagedCheckpointError("The checkpoint 'best' is another network's.") from error
+    kept = KeptNetwork.load(setup.checkpoints(plan), plan.trial, epoch=best_epoch)
+    answering = NetworkAnswering.of(kept, plan.trial, setup.run, pixels=store.pixel_facts, classes=store.classes, device=device)
     part = store.open_test()
-    batches = input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=device)
-    logits_NK = predict_logits(network, batches, device=device, precision=plan.trial.precision)
+    probabilities_NK = answering.answer(part)
     store.check("test")
-    return predictions_frame(logits_NK, part, store.classes)
-
-
-def best_of(plan: TrialPlan, setup: SearchSetup, epoch: int | None) -> Checkpoint:
-    """Load a trial's best network.
-
-    Args:
-        plan: The trial.
-        setup: Its run.
-        epoch: Epoch that it must be of; None takes any.
-
-    Raises:
-        DamagedCheckpointError: The checkpoint is not what was written, or not there.
-    """
-    try:
-        best = load(setup.checkpoints(plan).best)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError("Its network was not kept.") from error
-    if epoch is not None and best.state["epoch"] != epoch:
-        raise DamagedCheckpointError(f"The checkpoint 'best' is of epoch {best.state['epoch']} instead of {epoch}.")
-    return best
+    return answers_frame(probabilities_NK, part, store.classes)
 
 
 def evaluate_sealed(
