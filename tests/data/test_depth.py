@@ -252,3 +252,6 @@ def test_what_is_white_in_a_data_set_can_be_written_down_for_images_that_come_la
     assert [later.of(depth) for depth in (deep(100), deep(9, (65535,)), None)] == [4095, 65535, 255]
     of_8_bits = Whites.from_facts(whites_of([None, None]).facts())
     assert [of_8_bits.of(depth) for depth in (deep(900), deep(9, (4095, 65535)))] == [1023, 4095]
+    assert later.of(deep(9, (1023,))) == 1023
+    breaking = Whites.from_facts(whites_of([deep(2000, (1023,))]).facts())
+    assert breaking.of(deep(9, (1023,))) == 2047

@@ -62,7 +62,9 @@ def whites_of(depths: Iterable[Depth | None]) -> "Whites":
     bits = max((depth.maximum.bit_length() for depth in others), default=0)
     film_bits = max((depth.film_maximum.bit_length() for depth in others), default=0)
     is_drawn_on = _LEAST_FILM_BITS <= film_bits <= bits - _FAR_BITS
-    return Whites(declared=declared, used=_largest_number(film_bits if is_drawn_on else bits) if others else None)
+    used = _largest_number(film_bits if is_drawn_on else bits) if others else None
+    broken = {} if used is None else {each: used for each in largest if each and each not in declared}
+    return Whites(declared=declared | broken, used=used)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,9 @@ class Whites:
     """What is white in the images of one data set."""
 
     declared: Mapping[tuple[int, ...], int]
-    """By what files declare, as far as their images keep to it."""
+    """By what files declare: what they mean by it, or, where their images do not keep to it, what is used."""
     used: int | None
-    """In all other images of more than 8 bits: the largest number of as many bits as they use; None where there are none."""
+    """Where they declare nothing: the largest number of as many bits as such images use; None where there are none."""
 
     @classmethod
     def from_facts(cls, facts: WhiteFacts) -> Self:
@@ -88,7 +90,7 @@ class Whites:
         """Give the number that is white in an image; a new one of a kind that the data set has none of stands for itself."""
         if depth is None:
             return WHITE_OF_8_BITS
-        white = self.declared.get(depth.declared, self.used)
+        white = self.declared.get(depth.declared) if depth.declared else self.used
         return whites_of([depth]).of(depth) if white is None else white
 
     def to_8_bits(self, values: npt.NDArray[np.uint8 | np.float32], depth: Depth | None) -> npt.NDArray[np.uint8]:

@@ -17,8 +17,8 @@ _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class DeclaredWhite(TypedDict):
     """What is white in images that make one declaration."""
 
-    declared: Annotated[ListOf[_White], Field(max_length=8)]
-    """What their files say that white may be, in rising order; empty where they say nothing."""
+    declared: Annotated[ListOf[_White], Field(min_length=1, max_length=8)]
+    """What their files say that white may be, in rising order."""
     white: _White
     """The number that is white in them."""
 
@@ -29,7 +29,7 @@ class WhiteFacts(TypedDict):
     declared: Annotated[ListOf[DeclaredWhite], Field(max_length=1000)]
     """By what files declare."""
     used: _White | None
-    """In all others; null where there are none."""
+    """Where they declare nothing; null where there is none of more than 8 bits."""
 
 
 class PixelFacts(TypedDict):

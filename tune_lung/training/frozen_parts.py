@@ -72,10 +72,9 @@ class FrozenParts:
         Raises:
             DamagedCheckpointError: It is not there, or not what was written.
         """
-        try:
-            tensors, _, found = read_tensors(self._path(digest), name=_NAME)
-        except FileNotFoundError as error:
-            raise DamagedCheckpointError(f"{_NAME} was not kept.") from error
+        if not self.has(digest):
+            raise DamagedCheckpointError(f"{_NAME} was not kept.")
+        tensors, _, found = read_tensors(self._path(digest), name=_NAME)
         if found != digest:
             raise DamagedCheckpointError(f"{_NAME} is another network's.")
         return tensors
