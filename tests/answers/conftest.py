@@ -34,6 +34,7 @@ CNN = {"model": "cnn", "channels": (4, 8), "kernel_sizes": (3, 3), "padding": "s
 RESNET = {"model": "resnet18", "weights": "random"}
 POINTS: dict[str, dict[str, Any]] = {
     "cnn": CNN,
+    "cnn derived": {"model": "cnn", "depth": 3, "base_channels": 4},
     "cnn lungs": CNN | {"input": "lungs"},
     "cnn background bf16": CNN | {"input": "background", "precision": "bf16"},
     "resnet18 k=0": RESNET,
