@@ -14,7 +14,9 @@ PAGE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
 LINTER = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
 (LAYERS,) = [contract["layers"] for contract in LINTER["contracts"] if contract.get("containers") == ["tune_lung"]]
 FLOORS = [[room.strip() for room in floor.split("|")] for floor in LAYERS]
-BENEATH = {room for floor in FLOORS[1 + next(number for number, floor in enumerate(FLOORS) if "families" in floor) :] for room in floor}
+BENEATH = {
+    room for floor in FLOORS[1 + next(number for number, floor in enumerate(FLOORS) if "families" in floor) :] for room in floor
+}
 """What every room may use: it is in no picture."""
 
 ENTRANCES = {"console_script", "__main__"}

@@ -57,10 +57,8 @@ trials = st.builds(
 
 
 def point_of(trial):
-    """Flatten a trial as the ledger does, and keep what a point may name: layers are given or derived."""
-    derived = isinstance(trial.network, CnnConfig) and trial.network.shape is not None
-    left_out = ("channels", "kernel_sizes", "padding") if derived else ()
-    return {name: value for name, value in trial.columns().items() if value is not None and name not in left_out}
+    """Flatten a trial as the ledger does; derived layers stand beside what they follow from."""
+    return {name: value for name, value in trial.columns().items() if value is not None}
 
 
 # The paper's network

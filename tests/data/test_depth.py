@@ -1,5 +1,6 @@
 """What is white in films of more than 8 bits: one number for a data set, whatever form its files have."""
 
+import json
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tune_lung.config import RunConfig
 from tune_lung.data.__main__ import main
-from tune_lung.data.depth import Depth, whites_of
+from tune_lung.data.depth import Depth, Whites, whites_of
 from tune_lung.data.prepare import PreparedData, prepare
 from tune_lung.data.reading import GreyReader
 from tune_lung.data.store import PixelStore
@@ -237,3 +238,20 @@ def test_the_white_is_part_of_what_identifies_the_store(tmp_path, cache, place):
     others = set(contents) - {place}
     assert {int(stored_pixels(first)[name].max()) for name in others} == {254}
     assert {int(stored_pixels(second)[name].max()) for name in others} == {64}
+
+
+def deep(most: int, declared: tuple[int, ...] = ()) -> Depth:
+    return Depth(maximum=most, film_maximum=most, declared=declared)
+
+
+def test_what_is_white_in_a_data_set_can_be_written_down_for_images_that_come_later():
+    """A new film darker than its data set's stays so; one of a kind that the data set has none of stands for itself."""
+    whites = whites_of([deep(4000), deep(900), deep(60_000, (65535,)), None])
+    later = Whites.from_facts(json.loads(json.dumps(whites.facts())))
+    assert later == whites
+    assert [later.of(depth) for depth in (deep(100), deep(9, (65535,)), None)] == [4095, 65535, 255]
+    of_8_bits = Whites.from_facts(whites_of([None, None]).facts())
+    assert [of_8_bits.of(depth) for depth in (deep(900), deep(9, (4095, 65535)))] == [1023, 4095]
+    assert later.of(deep(9, (1023,))) == 1023
+    breaking = Whites.from_facts(whites_of([deep(2000, (1023,))]).facts())
+    assert breaking.of(deep(9, (1023,))) == 2047

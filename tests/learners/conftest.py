@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from tune_lung.config import RunConfig, TrialConfig
-from tune_lung.data.store import Part
+from tune_lung.data.depth import WHITES_OF_8_BITS
+from tune_lung.data.store import Part, Pixels
 from tune_lung.families.registry import family_of
+from tune_lung.learners.kept import KeptModel
+from tune_lung.learners.registry import learner_of
 from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource
+from tune_lung.results.pixel_facts import PixelFacts
 from tune_lung.training.job import TrainingJob
 
 SIZE = 64
@@ -45,6 +49,12 @@ class StripedStore:
     num_classes: int = 3
     checked: list[str] = field(default_factory=list)
 
+    @property
+    def pixel_facts(self) -> PixelFacts:
+        """What a new image is brought to the form of these by."""
+        whites = WHITES_OF_8_BITS.facts()
+        return PixelFacts(train_mean=self.train_mean, train_deviation=self.train_deviation, whites=whites, mask_whites=whites)
+
     def part(self, name: str) -> Part:
         """Return the training or validation images."""
         counts = {"train": (36, 1), "validation": (15, 2)}
@@ -53,6 +63,15 @@ class StripedStore:
     def check(self, *names: str) -> None:
         """Take note: memory does not change."""
         self.checked.extend(names)
+
+
+def answered(job: TrainingJob, kept: KeptModel, images: Pixels) -> np.ndarray:
+    """Let what is kept of a trial answer, probabilities_NK."""
+    store = job.store
+    answering = learner_of(job.trial.network.model).answering(
+        kept, job.trial, job.run, pixels=store.pixel_facts, classes=store.classes, device=job.device
+    )
+    return answering.answer(images)
 
 
 MakeJob = Callable[..., TrainingJob]

@@ -22,17 +22,20 @@ from torchvision.models import resnet18
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.errors import InputError
+from tune_lung.evaluation.predictions import probabilities_of
 from tune_lung.learners.classical import features as features_module
-from tune_lung.learners.classical.features import feature_tables, features_of, num_features
+from tune_lung.learners.classical.features import feature_tables, num_features
 from tune_lung.learners.classical.stored import as_tensor, from_tensor
+from tune_lung.learners.kept import KeptModel
 from tune_lung.learners.learner import Setting, Watch
 from tune_lung.learners.registry import learner_of
 from tune_lung.models.weights import resolve_weights
 from tune_lung.randomness import derive_seed
-from tune_lung.training.checkpoints import Checkpoints, DamagedCheckpointError, load
+from tune_lung.training.checkpoints import Checkpoints, load
 from tune_lung.training.job import TrainingJob
+from tune_lung.training.tensor_files import DamagedCheckpointError
 
-from tests.learners.conftest import CLASSES, SIZE, MakeJob, StripedStore
+from tests.learners.conftest import CLASSES, SIZE, MakeJob, StripedStore, answered
 
 LEARNERS = ("logistic", "svm", "random_forest")
 
@@ -142,7 +145,8 @@ def test_a_class_without_training_images_is_never_answered(model: str, make_job:
     result, best = fitted(job, tmp_path)
     assert result.kept_logits_NK.shape == (15, len(CLASSES))
     assert int(result.kept_logits_NK.argmax(dim=1).max()) < 2
-    assert torch.equal(learner_of(model).answer(job, best, job.validation), result.kept_logits_NK)
+    probabilities_NK = answered(job, KeptModel(best=best, frozen={}), job.validation)
+    assert np.array_equal(probabilities_NK, probabilities_of(result.kept_logits_NK))
 
 
 def test_pooled_features_are_those_that_networks_store_and_the_same_without_room_for_them(make_job: MakeJob, tmp_path: Path):
@@ -156,7 +160,17 @@ def test_pooled_features_are_those_that_networks_store_and_the_same_without_room
     assert streamed.seconds is None
     assert np.array_equal(kept.train_NF, streamed.train_NF)
     assert np.array_equal(kept.validation_NF, streamed.validation_NF)
-    assert np.array_equal(features_of(plain, plain.validation, streamed.statistics), streamed.validation_NF)
+
+
+@pytest.mark.parametrize("model", LEARNERS)
+def test_pooled_features_answer_without_the_backbones_weights(model: str, make_job: MakeJob, torchvisions, tmp_path: Path):
+    _, source = torchvisions
+    job = make_job(model, features="pooled", frozen_blocks=2, weights="file", source=source)
+    checkpoints = Checkpoints(tmp_path / "trial")
+    result = next(learner_of(model).fit(job, checkpoints, Watch()))
+    source.path.unlink()
+    probabilities_NK = answered(job, KeptModel.load(checkpoints, job.trial), job.validation)
+    assert np.array_equal(probabilities_NK, probabilities_of(result.kept_logits_NK))
 
 
 def test_trials_of_one_process_share_what_they_see(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch):

@@ -3,15 +3,19 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tune_lung.evaluation.predictions import probabilities_of
 from tune_lung.families.registry import FAMILIES, MODELS, family_of
+from tune_lung.learners.kept import KeptModel
 from tune_lung.learners.learner import Setting, Watch
 from tune_lung.learners.registry import learner_of
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError, load
+from tune_lung.training.checkpoints import Checkpoint, Checkpoints
+from tune_lung.training.tensor_files import DamagedCheckpointError
 
-from tests.learners.conftest import CLASSES, SIZE, MakeJob
+from tests.learners.conftest import CLASSES, SIZE, MakeJob, answered
 
 SETTING = Setting(protocol="strict", num_classes=len(CLASSES), image_size=SIZE)
 ONE_OF_EACH = [next(iter(family.models)) for family in FAMILIES]
@@ -30,9 +34,8 @@ def test_it_reports_to_its_end_and_what_it_keeps_answers_as_it_did(model: str, m
     kept = results[-1].kept_logits_NK
     assert kept is not None
     assert kept.shape == (len(job.validation.labels_N), len(CLASSES))
-    answered = learner.answer(job, load(checkpoints.best), job.validation)
-    assert answered.dtype == torch.float32
-    assert torch.equal(answered, kept)
+    probabilities_NK = answered(job, KeptModel.load(checkpoints, job.trial), job.validation)
+    assert np.array_equal(probabilities_NK, probabilities_of(kept))
 
 
 @pytest.mark.parametrize("model", ONE_OF_EACH)
@@ -60,4 +63,4 @@ def test_the_checkpoint_of_another_is_refused(model: str, make_job: MakeJob):
     stranger = Checkpoint(tensors={"network.weight": torch.zeros(3)}, state={"epoch": 1})
     job = make_job(model)
     with pytest.raises(DamagedCheckpointError, match="another"):
-        learner_of(model).answer(job, stranger, job.validation)
+        answered(job, KeptModel(best=stranger, frozen={}), job.validation)

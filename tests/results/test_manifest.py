@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from tune_lung.results.manifest import note_of_other_numbers
+from tune_lung.results.manifest import note_of_other_numbers, require_manifest
+from tune_lung.shapes import WrongShapeError
+
+from tests.whole_manifest import whole_manifest
 
 CPU = {"device": "cpu", "threads": 1, "precision": "fp32"}
 
@@ -48,3 +51,32 @@ def test_of_many_kinds_the_first_are_named() -> None:
     attempts = [{"numerics": CPU | {"threads": number + 1}, "allow_other_numbers": True} for number in range(9)]
     note = str(note_of_other_numbers(manifest_of(*attempts)))
     assert note.endswith("from attempt 3 on, and 6 more.")
+
+
+PIXELS = {
+    "train_mean": 0.5,
+    "train_deviation": 0.2,
+    "whites": {"declared": [{"declared": [4095, 65535], "white": 4095}], "used": 1023},
+    "mask_whites": {"declared": [], "used": None},
+}
+
+
+def data_with(pixels: Any) -> dict[str, Any]:
+    manifest = whole_manifest(("a", "b"))
+    return manifest | {"data": manifest["data"] | {"pixels": pixels}}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"train_mean": 2.0}, "train_mean"),
+        ({"train_deviation": float("nan")}, "train_deviation"),
+        ({"whites": {"declared": [], "used": 0}}, "whites.used"),
+        ({"whites": {"declared": [{"declared": ["x"], "white": 1}], "used": 1}}, "whites.declared.0.declared.0"),
+        ({"mask_whites": None}, "mask_whites"),
+    ],
+)
+def test_what_a_manifest_says_of_pixels_is_checked(change: dict[str, Any], where: str) -> None:
+    require_manifest(data_with(PIXELS))
+    with pytest.raises(WrongShapeError, match=rf"^data\.pixels\.{where}: "):
+        require_manifest(data_with(PIXELS | change))

@@ -278,3 +278,16 @@ def test_the_end_names_what_failed_for_a_cause_that_may_be_mended(
     printed = capsys.readouterr().out
     assert (told is None) == ("may be mended" not in printed)
     assert told is None or told in printed
+
+
+def test_a_run_says_how_its_images_became_pixels_and_one_of_an_earlier_version_does_when_it_goes_on(
+    root: Path, setup: SearchSetup, prepared: PreparedData
+) -> None:
+    whites = {"declared": [{"declared": [4095, 65535], "white": 4095}], "used": None}
+    pixels = {"train_mean": 0.25, "train_deviation": 0.125, "whites": whites, "mask_whites": whites}
+    assert "pixels" not in read_run(root).manifest["data"]
+    told = replace(prepared, pixels=pixels)
+    with Ownership.claim(root, at_least=2) as own, opened_ledger(going_on(root, own), setup, told, []):
+        assert read_run(root).manifest["data"]["pixels"] == pixels
+    with opened_ledger(request_of(root.parent, "--name", "new"), setup, told, []) as (ledger, _, _):
+        assert read_run(ledger.paths.root).manifest["data"]["pixels"] == pixels

@@ -1,11 +1,13 @@
 """Going on from a ledger, without Ray: records, studies, rungs."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from tune_lung.errors import InputError
 from tune_lung.results.layout import RunPaths
@@ -150,8 +152,7 @@ def test_what_is_to_be_tested_and_has_no_good_network_is_trained_again(
     needed = sorted(trained.loc[trained["point_id"].isin(points), "trial_id"])
     damaged, lost, outdated, *good = needed
     for trial_id in (damaged, outdated, *good):
-        epoch = 1 if trial_id == outdated else 2
-        Checkpoints(RunPaths(root).checkpoints(trial_id)).save_best(Checkpoint(tensors={}, state={"epoch": epoch}))
+        save_network(root, trial_id, epoch=1 if trial_id == outdated else 2)
     (root / "checkpoints" / damaged / "best.safetensors").write_bytes(b"")
     _, _, _, recorder = resumed(root, **changes)
     assert reopen_untestable(recorder, strategy_of(**changes), setup_of(tmp_path), Ledger.open(root))
@@ -160,9 +161,42 @@ def test_what_is_to_be_tested_and_has_no_good_network_is_trained_again(
     for text in ("cannot be read", "Its network was not kept.", "is of epoch 1 instead of 2"):
         assert text in caplog.text
     for trial_id in reopened:
-        Checkpoints(RunPaths(root).checkpoints(trial_id)).save_best(Checkpoint(tensors={}, state={"epoch": 2}))
+        save_network(root, trial_id)
     _, _, _, recorder = resumed(root, **changes)
     assert not reopen_untestable(recorder, strategy_of(**changes), setup_of(tmp_path), Ledger.open(root))
+
+
+def save_network(root: Path, trial_id: str, *, epoch: int = 2) -> Checkpoints:
+    """Write a trial's best network, with a frozen part that all share."""
+    paths = RunPaths(root)
+    checkpoints = Checkpoints(paths.checkpoints(trial_id), shared=paths.frozen_parts)
+    digest = checkpoints.frozen_parts.keep({"prefix.w": torch.ones(1)})
+    checkpoints.save_best(Checkpoint(tensors={}, state={"epoch": epoch, "frozen": digest}))
+    return checkpoints
+
+
+def test_a_network_whose_frozen_part_is_gone_or_was_never_kept_is_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second is what earlier versions left; where nothing is frozen, they left all."""
+    root = write_tuned_run(tmp_path / "run", space=SPACE, samples=4)
+    trials = read_run(root).trials
+    tested = best_points(trials[trials["status"] != "failed"])
+    for trial_id in tested["trial_id"]:
+        save_network(root, trial_id)
+    has_frozen_part = set(tested.loc[tested["frozen_blocks"].fillna(0) > 0, "trial_id"])
+    assert 0 < len(has_frozen_part) < len(tested)
+    shutil.rmtree(root / "frozen")
+    _, _, _, recorder = resumed(root, samples=4)
+    assert reopen_untestable(recorder, strategy_of(samples=4), setup_of(tmp_path), Ledger.open(root))
+    assert "The frozen part of its network was not kept." in caplog.text
+    for trial_id in tested["trial_id"]:
+        checkpoints = Checkpoints(RunPaths(root).checkpoints(trial_id))
+        checkpoints.save_best(Checkpoint(tensors={}, state={"epoch": 2}))
+    _, _, _, recorder = resumed(root, samples=4)
+    assert reopen_untestable(recorder, strategy_of(samples=4), setup_of(tmp_path), Ledger.open(root))
+    assert {record.plan.trial_id for record in recorder.records if record.status is TrialStatus.RUNNING} == has_frozen_part
+    assert "An earlier version of tune_lung kept its network without the frozen part." in caplog.text
 
 
 def test_moments_and_slots_come_back_and_a_trial_that_goes_on_keeps_its_first_start(run: Path) -> None:

@@ -20,7 +20,8 @@ from tune_lung.results.reader import read_run
 from tune_lung.results.schema import TrialStatus
 from tune_lung.space import Arm, Choice, Grid, SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints
+from tune_lung.training.checkpoints import Checkpoint, Checkpoints, save
+from tune_lung.training.frozen_parts import FrozenParts
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.resume import earlier_attempts
@@ -52,7 +53,7 @@ class FakeSearch:
         root, earlier = self.setup.run_root, None
         if (root / "run.json").exists():
             ledger = Ledger.open(root)
-            earlier = earlier_attempts(read_run(root), SPACE, strategy, self.setup, is_time_left=True)
+            earlier = earlier_attempts(read_run(root), SPACE, strategy, self.setup, is_time_left=True, keep=keep)
         else:
             facts = DataFacts(
                 fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts=dict.fromkeys(("train", "validation", "test"), 4)
@@ -171,6 +172,26 @@ def test_a_search_that_goes_on_may_keep_less_or_more(tmp_path: Path, undisturbed
     assert files_of(tmp_path / "run") == files_of(undisturbed)
     FakeSearch(tmp_path, keep="all")
     assert files_of(tmp_path / "run") == files_of(undisturbed)
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_a_search_that_is_to_keep_every_network_trains_again_those_that_it_did_not(
+    tmp_path: Path, undisturbed: Path, keep: KeepName
+) -> None:
+    """And nothing else; what they score stays, and so does who was first."""
+    search = FakeSearch(tmp_path)
+    search.run()
+    before = files_of(search.setup.run_root)
+    search = FakeSearch(tmp_path, keep=keep)
+    anew = {record.plan.trial_id for record in search.recorder.records if record.status is TrialStatus.RUNNING}
+    assert anew == set(read_run(undisturbed).trials["trial_id"]) - before.keys()
+    search.run()
+    there = files_of(search.setup.run_root)
+    assert len(there) == 8
+    assert all({"best"} <= names for names in there.values())
+    one, two = (read_run(root).trials.sort_values("trial_id") for root in (search.setup.run_root, undisturbed))
+    columns = ["trial_id", "status", "epochs_run", "best_epoch", "selection_score", "proposed_order"]
+    assert one[columns].to_numpy().tolist() == two[columns].to_numpy().tolist()
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -351,3 +372,42 @@ def test_what_was_not_kept_is_counted_where_it_is_needed_again(tmp_path: Path) -
     kept.run()
     setup = replace(setup, run_root=kept.setup.run_root)
     assert earlier_attempts(read_run(setup.run_root), longer, STRATEGY, setup, is_time_left=True).num_anew == 0
+
+
+def save_network(search: FakeSearch, trial_id: str, seed: float) -> str:
+    """Let a trial's network name a frozen part, as a worker writes both; return the part's digest."""
+    paths = RunPaths(search.setup.run_root)
+    checkpoints = Checkpoints(paths.checkpoints(trial_id), shared=paths.frozen_parts)
+    digest = checkpoints.frozen_parts.keep({"prefix.w": torch.tensor([seed])})
+    save(checkpoints.best, Checkpoint(tensors={}, state={"epoch": 2, "frozen": digest}))
+    return digest
+
+
+@pytest.mark.parametrize("keep", ["leaders", "best", "all"])
+def test_a_frozen_part_goes_with_the_last_network_that_names_it(tmp_path: Path, keep: KeepName) -> None:
+    search = FakeSearch(tmp_path, keep="all")
+    search.run()
+    trials = read_run(search.setup.run_root).trials
+    shared, own = (list(trials.loc[trials["batch_size"].eq(size), "trial_id"]) for size in (8, 16))
+    kept = {save_network(search, trial_id, 1.0) for trial_id in [*shared, own[0]]}  # two of the three stay
+    gone = save_network(search, own[1], 2.0)
+    loose = FrozenParts(search.setup.run_root / "frozen").keep({"prefix.w": torch.tensor([3.0])})
+    FakeSearch(tmp_path, keep=keep)
+    there = {path.stem for path in (search.setup.run_root / "frozen").iterdir()}
+    assert there == {"leaders": kept, "best": {*kept, gone}, "all": {*kept, gone, loose}}[keep]
+
+
+def test_frozen_parts_are_left_alone_while_trials_run_and_where_links_lead_elsewhere(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path)
+    root = search.setup.run_root
+    loose = FrozenParts(root / "frozen").keep({"prefix.w": torch.tensor([3.0])})
+    search.run()
+    assert [path.stem for path in (root / "frozen").iterdir()] == [loose]
+    (root / "frozen").rename(tmp_path / "moved")
+    (root / "frozen").symlink_to(tmp_path / "moved")
+    FakeSearch(tmp_path)
+    assert [path.stem for path in (tmp_path / "moved").iterdir()] == [loose]
+    (root / "frozen").unlink()
+    (tmp_path / "moved").rename(root / "frozen")
+    FakeSearch(tmp_path)
+    assert not (root / "frozen").exists()

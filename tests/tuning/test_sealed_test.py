@@ -9,6 +9,7 @@ import torch
 
 from tune_lung.data.cache_proof import write_listing
 from tune_lung.data.store import DecodedImages, PixelStore, StoreDamagedError, write_store
+from tune_lung.learners import network
 from tune_lung.models.network import changing_state
 from tune_lung.training.checkpoints import Checkpoint
 from tune_lung.tuning import sealed_test
@@ -58,7 +59,7 @@ def test_no_answer_is_told_for_test_images_that_changed_while_they_were_read(
         change(trained[1].store / "test.npy")
         return answers
 
-    predict_logits = sealed_test.predict_logits
-    monkeypatch.setattr(sealed_test, "predict_logits", predicting)
+    predict_logits = network.predict_logits
+    monkeypatch.setattr(network, "predict_logits", predicting)
     with pytest.raises(StoreDamagedError, match="changed while it was read"):
         predict_on_test(*trained, best_epoch=1)

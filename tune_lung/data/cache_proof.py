@@ -45,7 +45,7 @@ KINDS: Mapping[str, str] = {
     rf"|store\.json|\.store\.json\.{_HEX}",
     "features": _FEATURES,
     "phantoms": rf"SYNTHETIC\.txt|\.SYNTHETIC\.txt\.{_HEX}|(?P<name>[^/]+)/((images|masks)/((?P=name)-[0-9]+\.png)?)?",
-    "probes": rf"predictions|checkpoints/(\w+\.safetensors|\.\w+\.safetensors\.{_HEX})?|{LOCKS}/({_LOCK})?"
+    "probes": rf"predictions|checkpoints/(frozen/)?(\w+\.safetensors|\.\w+\.safetensors\.{_HEX})?|{LOCKS}/({_LOCK})?"
     rf"|features/([0-9a-f]+/({_LISTING_FILES}|{_FEATURES})?|\.[0-9a-f]+\.{_HEX}/({_unfinished_files(_FEATURES)})?)?",
 }
 """The kinds of entries, and what may lie in one that its builder did not finish: files, and folders with a slash behind."""

@@ -8,9 +8,12 @@ darker than its neighbours. An image of 8 bits has no `Depth`, and is what it is
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
+from tune_lung.results.pixel_facts import DeclaredWhite, WhiteFacts
 
 WHITE_OF_8_BITS = 255
 MIXED_DEPTHS = (
@@ -59,7 +62,9 @@ def whites_of(depths: Iterable[Depth | None]) -> "Whites":
     bits = max((depth.maximum.bit_length() for depth in others), default=0)
     film_bits = max((depth.film_maximum.bit_length() for depth in others), default=0)
     is_drawn_on = _LEAST_FILM_BITS <= film_bits <= bits - _FAR_BITS
-    return Whites(declared=declared, used=_largest_number(film_bits if is_drawn_on else bits))
+    used = _largest_number(film_bits if is_drawn_on else bits) if others else None
+    broken = {} if used is None else {each: used for each in largest if each and each not in declared}
+    return Whites(declared=declared | broken, used=used)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +72,26 @@ class Whites:
     """What is white in the images of one data set."""
 
     declared: Mapping[tuple[int, ...], int]
-    """By what files declare, as far as their images keep to it."""
-    used: int
-    """In all other images of more than 8 bits: the largest number of as many bits as they use."""
+    """By what files declare: what they mean by it, or, where their images do not keep to it, what is used."""
+    used: int | None
+    """Where they declare nothing: the largest number of as many bits as such images use; None where there are none."""
+
+    @classmethod
+    def from_facts(cls, facts: WhiteFacts) -> Self:
+        """Read them back from what `facts` gave."""
+        return cls(declared={tuple(each["declared"]): each["white"] for each in facts["declared"]}, used=facts["used"])
+
+    def facts(self) -> WhiteFacts:
+        """Write them down in JSON values."""
+        declared = [DeclaredWhite(declared=list(says), white=white) for says, white in sorted(self.declared.items())]
+        return WhiteFacts(declared=declared, used=self.used)
 
     def of(self, depth: Depth | None) -> int:
-        """Give the number that is white in an image."""
-        return WHITE_OF_8_BITS if depth is None else self.declared.get(depth.declared, self.used)
+        """Give the number that is white in an image; a new one of a kind that the data set has none of stands for itself."""
+        if depth is None:
+            return WHITE_OF_8_BITS
+        white = self.declared.get(depth.declared) if depth.declared else self.used
+        return whites_of([depth]).of(depth) if white is None else white
 
     def to_8_bits(self, values: npt.NDArray[np.uint8 | np.float32], depth: Depth | None) -> npt.NDArray[np.uint8]:
         """Scale an image's numbers so that its white is 255; those of an image of 8 bits stay."""
@@ -85,6 +103,10 @@ class Whites:
     def is_far_below(self, depth: Depth | None) -> bool:
         """Whether an image uses little of its scale, as a film of 12 bits among films of 16 does."""
         return depth is not None and depth.film_maximum.bit_length() <= self.of(depth).bit_length() - _FAR_BITS
+
+
+WHITES_OF_8_BITS = Whites(declared={}, used=None)
+"""Of a data set whose images all have 8 bits."""
 
 
 def count_whites(whites: Whites, depths: Sequence[Depth | None]) -> dict[int, int]:

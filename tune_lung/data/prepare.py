@@ -28,6 +28,7 @@ from tune_lung.data.split import check_enough, limited, published_split, strict_
 from tune_lung.data.store import STORE_VERSION, DecodedImages, PixelStore, StoreDamagedError, write_store
 from tune_lung.errors import InputError
 from tune_lung.results.parts import read_parts
+from tune_lung.results.pixel_facts import PixelFacts
 from tune_lung.threads import Threads
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -54,6 +55,8 @@ class PreparedData:
     """The ledger's `images` table: one row per file found, those left out too, with null split."""
     synthetic: bool
     """Whether the images are phantoms."""
+    pixels: PixelFacts | None = None
+    """What a new image is brought to the form of these by."""
 
 
 def prepare(
@@ -120,7 +123,12 @@ def prepare(
     if strict_data:
         _refuse_bad_files(images["excluded_reason"])
     return PreparedData(
-        store=folder, fingerprint=store.fingerprint, classes=store.classes, images=images, synthetic=store.synthetic
+        store=folder,
+        fingerprint=store.fingerprint,
+        classes=store.classes,
+        images=images,
+        synthetic=store.synthetic,
+        pixels=store.pixel_facts,
     )
 
 
@@ -388,6 +396,8 @@ def _write_decoded(
         whites=count_whites(whites, depths),
         mask_whites=count_whites(mask_whites, list(masks.depths.values())),
         num_far_below_white=sum(map(whites.is_far_below, depths)),
+        settled_whites=whites,
+        settled_mask_whites=mask_whites,
     )
     small = [whites.to_8_bits(one.values_HW, one.depth) for one in thumbnails]
     return reasons, images, np.array(small, np.uint8)

@@ -19,12 +19,13 @@ from typing_extensions import TypedDict
 
 from tune_lung.config import Split
 from tune_lung.data.cache_content import ProvenFiles, proven_files
-from tune_lung.data.depth import WHITE_OF_8_BITS
+from tune_lung.data.depth import WHITE_OF_8_BITS, WHITES_OF_8_BITS, Whites
 from tune_lung.errors import InputError, is_of_the_system
 from tune_lung.files import DamagedFileError, check_regular_file, plain_json, read_regular_file, write_text_whole
+from tune_lung.results.pixel_facts import PixelFacts, WhiteFacts
 from tune_lung.shapes import Count, ListOf, Number, Text, require_shape
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 """Raised whenever the same images would be stored differently: decoding, resizing, grouping, splitting, layout."""
 _DESCRIPTION = "store.json"
 _MOST_DESCRIPTION_BYTES = 16 * 2**20
@@ -38,13 +39,19 @@ class StoreDamagedError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """The images of one side of the split."""
+class Pixels:
+    """Images in the form that whatever learns sees them in."""
 
     pixels_NHW: npt.NDArray[np.uint8]
-    """Grey values, memory-mapped."""
+    """Grey values; memory-mapped where they come from a store."""
     masks_NHW: npt.NDArray[np.uint8] | None
-    """Lung masks 0 to 255, memory-mapped; zeros where an image has none; None where the data has no masks."""
+    """Lung masks 0 to 255; zeros where an image has none; None where there are no masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Pixels):
+    """The images of one side of the split."""
+
     has_mask_N: npt.NDArray[np.bool_]
     """Which images have a mask."""
     labels_N: npt.NDArray[np.int64]
@@ -68,6 +75,8 @@ class _StoreShape(TypedDict):
     num_masks: dict[Split, Count]
     whites: dict[str, Count]
     mask_whites: dict[str, Count]
+    settled_whites: WhiteFacts
+    settled_mask_whites: WhiteFacts
     num_far_below_white: Count
 
 
@@ -99,6 +108,10 @@ class PixelStore:
     whites: Mapping[str, int]
     """Images by the number, in their files, that has become 255; that is 255 itself for images of 8 bits."""
     mask_whites: Mapping[str, int]
+    """The same of masks."""
+    settled_whites: WhiteFacts
+    """What is white in an image, by what its file says."""
+    settled_mask_whites: WhiteFacts
     """The same of masks."""
     num_far_below_white: int
     """Images that use so little of their scale that they are near one shade: the data mix depths."""
@@ -134,6 +147,16 @@ class PixelStore:
         if described["version"] != STORE_VERSION or sizes != described["files"] or not files.are_unchanged([_DESCRIPTION]):
             raise StoreDamagedError(_damaged_text(directory))
         return cls(directory=directory, classes=tuple(described["classes"]), files=files, **_fields(described))
+
+    @property
+    def pixel_facts(self) -> PixelFacts:
+        """What a new image is brought to the form of these by."""
+        return PixelFacts(
+            train_mean=self.train_mean,
+            train_deviation=self.train_deviation,
+            whites=self.settled_whites,
+            mask_whites=self.settled_mask_whites,
+        )
 
     def part(self, name: OpenPart) -> Part:
         """Map the images for training or validation; whoever has read them asks `check` whether they were right.
@@ -229,6 +252,10 @@ class DecodedImages:
     """The same of masks."""
     num_far_below_white: int
     """Images that use so little of their scale that they are near one shade."""
+    settled_whites: Whites = WHITES_OF_8_BITS
+    """What `whites` were counted by."""
+    settled_mask_whites: Whites = WHITES_OF_8_BITS
+    """What `mask_whites` were counted by."""
 
 
 def write_store(
@@ -275,6 +302,8 @@ def write_store(
         "num_masks": num_masks,
         "whites": images.whites,
         "mask_whites": images.mask_whites,
+        "settled_whites": images.settled_whites.facts(),
+        "settled_mask_whites": images.settled_mask_whites.facts(),
         "num_far_below_white": images.num_far_below_white,
     }
     write_text_whole(directory / _DESCRIPTION, json.dumps(description, indent=1), lasts=False)  # a store can be built again

@@ -119,14 +119,16 @@ class CnnConfig:
 
     @classmethod
     def from_fields(cls, model: str, own: Mapping[str, PointValue]) -> Self:  # noqa: ARG003 - its family has one model
-        """Build it from layers, or from the depth and width that they follow from; see `ModelConfig`."""
+        """Build it from layers, from the depth and width that they follow from, or from both where they agree."""
         explicit = {name: value for name, value in own.items() if name not in _SHAPE_TYPES}
         derived = {name: value for name, value in own.items() if name in _SHAPE_TYPES}
         if not derived:
             return cls(**explicit)  # type: ignore[arg-type]
-        require(not explicit, f"{', '.join(explicit)} cannot stand beside {', '.join(derived)}: layers are given or derived.")
         shape = CnnShape(**derived)  # type: ignore[arg-type]
-        return cls(channels=shape.channels, kernel_sizes=shape.kernel_sizes, padding="same", shape=shape)
+        built = cls(channels=shape.channels, kernel_sizes=shape.kernel_sizes, padding="same", shape=shape)
+        others = [name for name, value in explicit.items() if value != getattr(built, name)]
+        require(not others, f"{', '.join(others)} cannot stand beside {', '.join(derived)}: layers are given or derived.")
+        return built
 
     def own_fields(self) -> dict[str, PointValue]:
         """Name its layers, and the depth and width where they follow from those."""

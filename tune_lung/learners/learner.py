@@ -1,18 +1,18 @@
-"""The one interface to whatever learns. Who tunes asks it, and never what kind of model it has before it.
-
-Shapes: N images, K classes.
-"""
+"""The one interface to whatever learns. Who tunes asks it, and never what kind of model it has before it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self, TypedDict
 
-from torch import Tensor
+import torch
 
 from tune_lung.config import Protocol, RunConfig, TrialConfig
-from tune_lung.data.store import Part
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints
+from tune_lung.families.family import ModelConfig
+from tune_lung.learners.answering import Answering
+from tune_lung.learners.kept import KeptModel
+from tune_lung.results.pixel_facts import PixelFacts
+from tune_lung.training.checkpoints import Checkpoints
 from tune_lung.training.fit import EpochResult
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.stopwatch import StoppedStopwatch, Stopwatch
@@ -97,11 +97,25 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def answer(self, job: TrainingJob, best: Checkpoint, part: Part) -> Tensor:
-        """Let a trial's kept checkpoint answer for images.
+    def answering(
+        self,
+        kept: KeptModel,
+        trial: TrialConfig,
+        run: RunConfig,
+        *,
+        pixels: PixelFacts,
+        classes: tuple[str, ...],
+        device: torch.device,
+    ) -> Answering:
+        """Make a kept model answer for images; the run's own images and weights play no part.
 
-        Returns:
-            logits_NK, float32 on the CPU, in the part's order; softmax makes them the probabilities of the ledger.
+        Args:
+            kept: The model.
+            trial: Its trial, in whose precision it computes.
+            run: What the run's trials share.
+            pixels: What the run's pixels are like.
+            classes: The run's classes, in the order of the answers.
+            device: Where to compute.
 
         Raises:
             DamagedCheckpointError: It is another trial's.
@@ -137,3 +151,7 @@ class Learner(ABC):
     @abstractmethod
     def checkpoint_bytes(self, trial: TrialConfig, setting: Setting) -> CheckpointBytes:
         """Count the bytes of the tensors in a trial's checkpoints, at most."""
+
+    @abstractmethod
+    def frozen_bytes(self, network: ModelConfig, setting: Setting) -> int:
+        """Count the bytes of what is frozen of a model, which a run keeps once for all trials that share it."""

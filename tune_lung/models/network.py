@@ -122,8 +122,13 @@ def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 def changing_state(network: Network) -> dict[str, Tensor]:
     """Name every tensor that training may change: all but the frozen parameters, which the network's start gives again."""
-    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    frozen = frozen_state(network)
     return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+
+
+def frozen_state(network: Network) -> dict[str, Tensor]:
+    """Name every tensor that training never changes."""
+    return {name: parameter.detach() for name, parameter in network.named_parameters() if not parameter.requires_grad}
 
 
 def load_changing_state(network: Network, tensors: Mapping[str, Tensor]) -> None:

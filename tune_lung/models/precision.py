@@ -1,6 +1,7 @@
 """The number format of a network's arithmetic, and whether a device computes in it natively."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -26,6 +27,17 @@ def multiply_fp32_as_it_is() -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def fp32_multiplied_as_it_is() -> Iterator[None]:
+    """Do so for a while, in a process that is not ours alone."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    multiply_fp32_as_it_is()
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def arithmetic_of(device: torch.device) -> str:

@@ -106,13 +106,42 @@ class RunPaths:
         named = (path for path in self.table(table).glob("*.parquet") if not path.name.startswith("."))
         return sorted(path for path in named if not PART_NAME.fullmatch(path.stem))
 
+    @property
+    def all_checkpoints(self) -> Path:
+        """The folder of every trial's checkpoints."""
+        return self.root / "checkpoints"
+
     def checkpoints(self, trial_id: str) -> Path:
         """Return the folder of one trial's checkpoints."""
-        return self.root / "checkpoints" / trial_id
+        return self.all_checkpoints / trial_id
+
+    @property
+    def frozen_parts(self) -> Path:
+        """The folder of what networks leave out, by digest: trials share it."""
+        return self.root / "frozen"
 
     def figure(self, name: str) -> Path:
         """Return the image file of one figure, such as `figure4`."""
         return self.figures / f"{name}.png"
+
+    def refuse_links_to(self, *files: Path) -> None:
+        """Refuse files of the run that a link in it leads to: what is read through one may lie anywhere.
+
+        Args:
+            files: Paths below the run's folder.
+
+        Raises:
+            InputError: One of them, or a folder on the way to it, is a link.
+        """
+        for file in files:
+            for path in (file, *file.parents):
+                if path == self.root:
+                    break
+                if path.is_symlink():
+                    raise InputError(
+                        f"'{path.relative_to(self.root)}' in the run '{self.root.name}' is a link, and nothing is read through"
+                        " links. Put what it leads to in its place."
+                    )
 
     def refuse_links(self, name: str = "") -> None:
         """Refuse a run in which there is a link: what is written through it would lie elsewhere.

@@ -22,6 +22,7 @@ from tune_lung import __version__
 from tune_lung.config import DeviceKind, Precision, Protocol, RunConfig
 from tune_lung.families.backbone import WeightsKind
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
+from tune_lung.results.pixel_facts import PixelFacts
 from tune_lung.results.schema import SCHEMA_VERSION
 from tune_lung.shapes import DISTINCT, AttemptNumber, Count, ListOf, Text, require_shape
 from tune_lung.space import SearchSpace
@@ -66,6 +67,8 @@ class _DataShape(TypedDict):
     synthetic: bool
     classes: Annotated[ListOf[Text], DISTINCT, Field(max_length=10_000)]
     counts: _CountsShape
+    pixels: NotRequired[PixelFacts]
+    """Since networks answer for new images."""
 
 
 class _WeightsShape(TypedDict):
@@ -170,6 +173,8 @@ class DataFacts:
     """Class names in the order of the network's outputs."""
     counts: Mapping[str, int]
     """Images by part of the split."""
+    pixels: PixelFacts | None = None
+    """What a new image is brought to the form of these by; None where that is not known."""
 
 
 def new_manifest(
@@ -216,6 +221,7 @@ def new_manifest(
             "synthetic": data.synthetic,
             "classes": list(data.classes),
             "counts": dict(data.counts),
+            **({} if data.pixels is None else {"pixels": data.pixels}),
         },
         "weights": {model: dict(source) for model, source in weights.items()},
         **_beginning(1, arguments, numerics),

@@ -77,6 +77,8 @@ def opened_ledger(
         numerics=numerics,
         allow_other_numbers=request.options.allow_other_numbers,
     )
+    if prepared.pixels is not None:  # a run of an earlier version has not said it
+        manifest["data"] = {**manifest["data"], "pixels": prepared.pixels}
     ledger.write_manifest(manifest)
     if not ledger.has_images():
         ledger.write_images(prepared.images)
@@ -98,6 +100,7 @@ def _begun(
         synthetic=prepared.synthetic,
         classes=prepared.classes,
         counts=_counts(prepared),
+        pixels=prepared.pixels,
     )
     manifest = new_manifest(
         name=request.root.name,
@@ -234,7 +237,14 @@ def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
     if found is not None:
         budget = request.strategy.time_budget_seconds
         is_time_left = budget is None or supervised.ownership.searched_seconds() < budget
-        earlier = earlier_attempts(found, request.space, request.strategy, supervised.setup, is_time_left=is_time_left)
+        earlier = earlier_attempts(
+            found,
+            request.space,
+            request.strategy,
+            supervised.setup,
+            is_time_left=is_time_left,
+            keep=request.options.keep,
+        )
         say(console, *_told_of(earlier, found, attempt=supervised.ownership.attempt))
     start_seconds, store_seconds = supervised.seconds_before
     return run_search(

@@ -1,8 +1,9 @@
 """A trial's checkpoints: safetensors files that carry their own digest.
 
-`best` holds what training changed of the network by the best epoch, frozen parameters left out, and its answers for the
-validation images; `last` also the optimizer, the counters and every epoch's numbers, so that training can go on; `previous`
-is the `last` before it, and `previous_best` the `best` that belongs to it where that is another. Nothing here unpickles.
+`best` holds what training changed of the network by the best epoch, its answers for the validation images, and the digest of
+the frozen part that it leaves out (`tune_lung.training.frozen_parts`); `last` also the optimizer, the counters and every epoch's
+numbers, so that training can go on; `previous` is the `last` before it, and `previous_best` the `best` that belongs to it where
+that is another. Nothing here unpickles.
 
 Of a trial that goes on no more, `best` alone is needed, and that only where it leads: `remove` takes the rest away.
 
@@ -11,35 +12,36 @@ damaged `last` one that is ahead of `previous`. A state to go on from names the 
 with a `best` of that epoch.
 """
 
-import hashlib
 import json
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
-import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from tune_lung.files import CheckWriter, anyone_may_write, check_safetensors_file, plain_json, whole_file
+from tune_lung.files import CheckWriter, anyone_may_write, is_plain_file, plain_json
 from tune_lung.shapes import Count, ListOf, Number, require_shape
+from tune_lung.training.frozen_parts import FrozenDigest, FrozenParts
+from tune_lung.training.tensor_files import (
+    DamagedCheckpointError,
+    opened_folder,
+    read_tensors,
+    read_text,
+    remove_regular_file,
+    write_tensors,
+)
+
+FROZEN = "frozen"
+"""In the state of a `best`: the digest of the frozen part that it leaves out; null where nothing is frozen."""
 
 _STATE_OR_UNFINISHED = re.compile(r"(last|previous|previous_best)\.safetensors|\.(best|last)\.safetensors\.([0-9a-f]{8}){1,2}")
 """Names of what training goes on from, and of what a killed worker left unfinished."""
-_MOST_BYTES = 2**32
-"""Size of the largest checkpoint that is read: ResNet152 with Adam's two moments takes 0.7 GB."""
-
-
-class DamagedCheckpointError(Exception):
-    """A checkpoint file is not what was written; the text names its kind, never a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,13 @@ class Checkpoints:
     """Where they lie."""
     check_writer: CheckWriter = field(default=anyone_may_write, compare=False)
     """Raises when this process must not write here any more; called before each file, and before it takes its place."""
+    shared: Path | None = None
+    """Where the frozen parts lie that a run's trials share; None keeps them in a folder of this one."""
+
+    @property
+    def frozen_parts(self) -> FrozenParts:
+        """What networks leave out."""
+        return FrozenParts(self.shared or self.directory / FROZEN, self.check_writer)
 
     @property
     def best(self) -> Path:
@@ -90,9 +99,26 @@ class Checkpoints:
         """Whether there is a state that training may go on from, whole or not."""
         return self.last.exists() or self.previous.exists()
 
+    def has_best(self, *, leaves_out: bool) -> bool:
+        """Say by its header alone whether there is a network, and what it leaves out; whole or not.
+
+        Args:
+            leaves_out: Whether a part of it is frozen.
+        """
+        try:
+            digest = _state_of(read_text(self.best), "The checkpoint 'best'").get(FROZEN)
+        except (DamagedCheckpointError, OSError):
+            return False
+        return not leaves_out if digest is None else self.frozen_parts.has(digest)
+
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Replace the best epoch's file; its state has the `epoch`."""
+        """Replace the best epoch's file; its state has the `epoch`, and names its frozen part."""
         self._save(self.best, self.previous_best, checkpoint)
+
+    def name_frozen_part(self, best: Checkpoint, digest: str | None) -> None:
+        """Let the best epoch's file name its frozen part where it does not, as those of earlier versions."""
+        if best.state.get(FROZEN, "") != digest:
+            save(self.best, replace(best, state={**best.state, FROZEN: digest}), check_writer=self.check_writer)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
         """Make `last` the previous one and write a new `last`; its state has `epoch` and `best_epoch`."""
@@ -122,8 +148,8 @@ class Checkpoints:
         Raises:
             OSError: The disk does not let go of one.
         """
-        with suppress(FileNotFoundError, NotADirectoryError), _opened(self.directory.parent) as parent:
-            with _opened(self.directory.name, parent) as folder:
+        with suppress(FileNotFoundError, NotADirectoryError), opened_folder(self.directory.parent) as parent:
+            with opened_folder(self.directory.name, parent) as folder:
                 names = filter(_STATE_OR_UNFINISHED.fullmatch, sorted(os.listdir(folder)))  # noqa: PTH208 - of a descriptor
                 for name in (*names, *(() if keep_best else (self.best.name,))):
                     self._remove_file(name, folder)
@@ -131,10 +157,7 @@ class Checkpoints:
                 os.rmdir(self.directory.name, dir_fd=parent)
 
     def _remove_file(self, name: str, folder: int) -> None:
-        with suppress(FileNotFoundError):
-            if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                self.check_writer()
-                os.unlink(name, dir_fd=folder)
+        remove_regular_file(name, folder, self.check_writer)
 
     def _best_of(self, epoch: int, damaged: list[str]) -> Checkpoint | None:
         for path in (self.best, self.previous_best):
@@ -148,21 +171,6 @@ class Checkpoints:
 
     def _save(self, path: Path, previous: Path, checkpoint: Checkpoint) -> None:
         save(path, checkpoint, previous=previous, check_writer=self.check_writer)
-
-
-@contextmanager
-def _opened(path: Path | str, parent: int | None = None) -> Iterator[int]:
-    """Open a folder that is no link.
-
-    Raises:
-        FileNotFoundError: There is none.
-        NotADirectoryError: It is a link, or something else.
-    """
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +210,8 @@ def save(
         previous: Takes what the file held before, once the new content is on the disk; None keeps nothing of it.
         check_writer: Raises when this process must not write here any more.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(dict(checkpoint.state), sort_keys=True)
-    with whole_file(path, check_writer=check_writer) as temporary:
-        save_file(tensors, temporary, metadata={"state": state, "sha256": _digest(tensors, state)})
-        if previous is not None and path.exists():
-            check_writer()
-            path.replace(previous)
+    write_tensors(path, checkpoint.tensors, state, previous=previous, check_writer=check_writer)
 
 
 def load(path: Path) -> Checkpoint:
@@ -218,23 +221,27 @@ def load(path: Path) -> Checkpoint:
         FileNotFoundError: There is no such file.
         DamagedCheckpointError: The file was cut, changed or never was a checkpoint.
     """
-    try:
-        check_safetensors_file(path, most_bytes=_MOST_BYTES)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        state = metadata.get("state", "")
-        digest = _digest(tensors, state)
-    except (SafetensorError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # number formats unknown to torch
-        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' cannot be read: {error}") from error
-    if metadata.get("sha256") != digest:
-        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' does not match its digest.")
-    try:
-        content = plain_json(state, name="its state")
-        require_shape(_STATE, content)
-    except ValueError as error:
-        raise DamagedCheckpointError(f"The checkpoint '{path.stem}' holds no state of training: {error}") from error
-    return Checkpoint(tensors=tensors, state=content)
+    name = f"The checkpoint '{path.stem}'"
+    tensors, state, _ = read_tensors(path, name=name)
+    return Checkpoint(tensors=tensors, state=_state_of(state, name))
+
+
+def frozen_parts_named(checkpoints: Path) -> set[str]:
+    """Collect the digests of the frozen parts that the networks kept in a run's folder of checkpoints name.
+
+    Args:
+        checkpoints: That folder, with a folder for each trial; links in it are not followed. It need not be there.
+
+    Raises:
+        OSError: The disk does not give one of the files, so that it may name another.
+    """
+    named: set[str] = set()
+    folders = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    for trial in (Checkpoints(folder) for folder in folders if not folder.is_symlink()):
+        for path in filter(is_plain_file, (trial.best, trial.previous_best)):
+            with suppress(DamagedCheckpointError):  # one that is damaged answers no more, and names nothing
+                named.add(_state_of(read_text(path), "A checkpoint").get(FROZEN) or "")
+    return named
 
 
 class _StateShape(TypedDict):
@@ -244,15 +251,16 @@ class _StateShape(TypedDict):
     best_epoch: NotRequired[Count]
     best_score: NotRequired[Number]
     history: NotRequired[ListOf[dict[str, Any]]]
+    frozen: NotRequired[FrozenDigest | None]
 
 
 _STATE = TypeAdapter(_StateShape)
 
 
-def _digest(tensors: Mapping[str, Tensor], state: str) -> str:
-    digest = hashlib.sha256(state.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _state_of(text: str, name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = plain_json(text, name="its state")
+        require_shape(_STATE, content)
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{name} holds no state of training: {error}") from error
+    return content

@@ -22,13 +22,13 @@ from tune_lung.evaluation.confusion import confusion_matrix
 from tune_lung.evaluation.predictions import predict_logits
 from tune_lung.metrics import Judged, columns_on_validation, measured_on_validation
 from tune_lung.models.draws import drawn_from
-from tune_lung.models.network import Network, changing_state, load_changing_state, trainable_parameters
+from tune_lung.models.network import Network, changing_state, frozen_state, load_changing_state, trainable_parameters
 from tune_lung.models.precision import autocast
 from tune_lung.models.transfer import to_device
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TimePart
 from tune_lung.shapes import built_from_json, require_shape
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints
+from tune_lung.training.checkpoints import FROZEN, Checkpoint, Checkpoints
 from tune_lung.training.early_stopping import EarlyStopping
 from tune_lung.training.inputs import Inputs, open_inputs
 from tune_lung.training.job import TrainingJob
@@ -231,6 +231,8 @@ class _State:
     """What the best network of a resumed trial answered, until it is told."""
     damaged: tuple[str, ...] = ()
     """Checkpoints that were passed over, until it is told."""
+    named: dict[str, str | None] = field(default_factory=dict)
+    """What the state of a `best` says of the frozen part, once that is kept."""
 
     def take_found_logits(self) -> Tensor | None:
         """Give the found best network's answers, once."""
@@ -255,7 +257,16 @@ def _start_or_resume(job: TrainingJob, checkpoints: Checkpoints) -> _State:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError):  # another network's, or another trial's
             state = _at_its_start(job)
             state.damaged = (*found.damaged, checkpoints.last.stem)
+        else:
+            state.named = {FROZEN: _kept_frozen_part(state.network, checkpoints)}
+            checkpoints.name_frozen_part(found.best, state.named[FROZEN])
     return state
+
+
+def _kept_frozen_part(network: Network, checkpoints: Checkpoints) -> str | None:
+    """See that what of a network is frozen is kept, and return its digest; None where nothing is."""
+    frozen = frozen_state(network)
+    return checkpoints.frozen_parts.keep(frozen) if frozen else None
 
 
 def _at_its_start(job: TrainingJob) -> _State:
@@ -283,7 +294,9 @@ def _save(state: _State, checkpoints: Checkpoints, epoch: int) -> Tensor | None:
     """
     best, kept = state.unsaved_best, None
     if best is not None:
-        checkpoints.save_best(best)
+        if not state.named:
+            state.named = {FROZEN: _kept_frozen_part(state.network, checkpoints)}
+        checkpoints.save_best(replace(best, state={**best.state, **state.named}))
         kept, state.unsaved_best = best.tensors[_VALIDATION_LOGITS], None
     checkpoints.save_last(_snapshot(state, epoch))
     return kept

@@ -199,7 +199,8 @@ class SearchSetup:
 
     def checkpoints(self, plan: TrialPlan) -> Checkpoints:
         """Return a trial's checkpoint folder, closed to workers of an earlier attempt."""
-        return Checkpoints(RunPaths(self.run_root).checkpoints(plan.trial_id), self.check_attempt)
+        paths = RunPaths(self.run_root)
+        return Checkpoints(paths.checkpoints(plan.trial_id), self.check_attempt, shared=paths.frozen_parts)
 
     def check_attempt(self) -> str:
         """Refuse to write for an attempt that another has followed.

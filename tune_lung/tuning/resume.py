@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
 from tune_lung.metrics import columns_on_validation, metrics_on_test
+from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.reader import Run, plain_rows
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, require_shape
@@ -36,13 +37,20 @@ from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRe
 
 
 def earlier_attempts(
-    run: Run, space: SearchSpace, strategy: Strategy, setup: SearchSetup, *, is_time_left: bool
+    run: Run,
+    space: SearchSpace,
+    strategy: Strategy,
+    setup: SearchSetup,
+    *,
+    is_time_left: bool,
+    keep: KeepName = DEFAULT_KEEP,
 ) -> EarlierAttempts:
     """Read what the attempts before left.
 
     A trial is finished when its row says so and its epochs are all there. Otherwise it goes on from its newest checkpoint,
     which knows its epochs too. One that ended for want of epochs or of time goes on where there are more now. Where no
-    checkpoint was kept, it is trained again from its start.
+    checkpoint was kept, it is trained again from its start. So is one whose network is to be kept and was not, where every
+    trial's is.
 
     Args:
         run: The run as it lies there; parts of it may be damaged.
@@ -50,6 +58,7 @@ def earlier_attempts(
         strategy: How it is searched, as it goes on.
         setup: Works out each trial's identity.
         is_time_left: Whether trials that the time budget ended go on.
+        keep: Which checkpoints stay from now on.
 
     Raises:
         InputError: A trial of the run is none of this search.
@@ -67,7 +76,8 @@ def earlier_attempts(
         record.epochs, record.decisions, record.profile = (own.pop(trial_id, []) for own in (epochs, decisions, profile))
         _require_sense(record, strategy)
         is_whole = len(record.epochs) >= row["epochs_run"] and (not record.epochs or trial_id in predicted)
-        _reopen(record, is_whole=is_whole, is_time_left=is_time_left)
+        lacks_network = keep != "leaders" and bool(record.epochs) and not _has_network(record.plan, setup)
+        _reopen(record, is_whole=is_whole and not lacks_network, is_time_left=is_time_left)
         records.append(record)
         if row["status"] == TrialStatus.RUNNING:
             begun |= {trial_id} if is_whole else set()
@@ -94,6 +104,10 @@ def earlier_attempts(
         num_anew=num_anew,
         own_seconds={TimePart(row["part"]): row["seconds"] for row in plain_rows(run.profile) if "trial_id" not in row},
     )
+
+
+def _has_network(plan: TrialPlan, setup: SearchSetup) -> bool:
+    return setup.checkpoints(plan).has_best(leaves_out=plan.trial.network.frozen_blocks > 0)
 
 
 class _TrialRow(TypedDict):

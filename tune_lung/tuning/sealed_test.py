@@ -11,10 +11,11 @@ import ray
 from ray import ObjectRef
 
 from tune_lung.errors import NoRoomError
-from tune_lung.evaluation.predictions import predictions_frame
+from tune_lung.evaluation.predictions import answers_frame
+from tune_lung.learners.kept import KeptModel
 from tune_lung.learners.registry import learner_of
 from tune_lung.results.schema import FailureKind
-from tune_lung.training.checkpoints import Checkpoint, DamagedCheckpointError, load
+from tune_lung.training.tensor_files import DamagedCheckpointError
 from tune_lung.tuning.cluster import Resources, nodes_at, task_options
 from tune_lung.tuning.device import claim_device
 from tune_lung.tuning.failures import MOST_FAILURES, Failure, address_in, is_for_lack_of_room, kind_of, line_of, text_of
@@ -42,32 +43,13 @@ def predict_on_test(plan: TrialPlan, setup: SearchSetup, *, best_epoch: int | No
     """
     device = claim_device(cpus=setup.cpus_per_trial, gpus=setup.gpus_per_trial)
     store = setup.open_store()
-    job = setup.training_job(plan, store=store, device=device)
-    best = best_of(plan, setup, best_epoch)
+    kept = KeptModel.load(setup.checkpoints(plan), plan.trial, epoch=best_epoch)
+    learner = learner_of(plan.trial.network.model)
+    answering = learner.answering(kept, plan.trial, setup.run, pixels=store.pixel_facts, classes=store.classes, device=device)
     part = store.open_test()
-    logits_NK = learner_of(plan.trial.network.model).answer(job, best, part)
+    probabilities_NK = answering.answer(part)
     store.check("test")
-    return predictions_frame(logits_NK, part, store.classes)
-
-
-def best_of(plan: TrialPlan, setup: SearchSetup, epoch: int | None) -> Checkpoint:
-    """Load a trial's best network.
-
-    Args:
-        plan: The trial.
-        setup: Its run.
-        epoch: Epoch that it must be of; None takes any.
-
-    Raises:
-        DamagedCheckpointError: The checkpoint is not what was written, or not there.
-    """
-    try:
-        best = load(setup.checkpoints(plan).best)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError("Its network was not kept.") from error
-    if epoch is not None and best.state["epoch"] != epoch:
-        raise DamagedCheckpointError(f"The checkpoint 'best' is of epoch {best.state['epoch']} instead of {epoch}.")
-    return best
+    return answers_frame(probabilities_NK, part, store.classes)
 
 
 def evaluate_sealed(

@@ -12,6 +12,7 @@ from ray.tune import Callback
 from rich.console import Console
 
 from tune_lung.evaluation.confusion import confusion_matrix
+from tune_lung.learners.kept import KeptModel
 from tune_lung.metrics import Judged, measured_on_test
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.ledger import Ledger
@@ -22,7 +23,7 @@ from tune_lung.results.schema import TimePart, TrialStatus, probability_column
 from tune_lung.scratch import ScratchFolder
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.training.checkpoints import DamagedCheckpointError
+from tune_lung.training.tensor_files import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.failures import Failure
@@ -34,7 +35,7 @@ from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.run_profile import RunProfile
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
-from tune_lung.tuning.sealed_test import best_of, evaluate_sealed
+from tune_lung.tuning.sealed_test import evaluate_sealed
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 from tune_lung.tuning.uncounted_callbacks import leave_callbacks_uncounted
@@ -218,7 +219,8 @@ def reopen_untestable(recorder: Recorder, strategy: Strategy, setup: SearchSetup
     untestable = []
     for record in _to_be_tested(recorder, strategy, ledger):
         try:
-            best_of(record.plan, setup, None if record.best is None else int(record.best["epoch"]))
+            epoch = None if record.best is None else int(record.best["epoch"])
+            KeptModel.load(setup.checkpoints(record.plan), record.plan.trial, epoch=epoch)
         except DamagedCheckpointError as damage:
             _log.warning("Trial %s (%s) is trained again, to be tested. %s", record.plan.trial_id, record.plan.cell, damage)
             untestable.append(record)

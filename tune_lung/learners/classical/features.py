@@ -8,24 +8,28 @@ Shapes: N images, F features, C channels, H rows, W columns.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from skimage.feature import hog
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tune_lung.config import Precision
-from tune_lung.data.store import Part
+from tune_lung.config import Precision, RunConfig, TrialConfig
+from tune_lung.data.store import Pixels
 from tune_lung.evaluation.predictions import input_batches, stored_tensors
 from tune_lung.families.classical import CELLS_PER_BLOCK, ClassicalConfig
-from tune_lung.models.network import Network, network_outline
+from tune_lung.learners.answering import BATCH_SIZE
+from tune_lung.learners.kept import KeptModel, require_shapes
+from tune_lung.models.inputs import InputTransform
+from tune_lung.models.network import Network, frozen_state, network_outline
 from tune_lung.models.precision import autocast
+from tune_lung.results.pixel_facts import PixelFacts
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import FEATURE_DTYPES, settle_prefix, stored_prefix_features
 
-_BATCH_SIZE = 128
 _MOST_KEPT = 2
 """Tables of features that a process keeps for the trials that follow."""
 
@@ -44,7 +48,9 @@ class FeatureTables:
     validation_NF: FeatureRows
     """Of the validation images."""
     statistics: Mapping[str, Tensor]
-    """A random backbone's batch-norm statistics, by name; empty for other features."""
+    """A backbone's batch-norm statistics, by name; empty for other features."""
+    frozen: Mapping[str, Tensor]
+    """Its frozen parameters, by name."""
     seconds: float | None
     """What computing the prefix features took, whoever did it; None without a backbone."""
 
@@ -71,26 +77,77 @@ def feature_tables(job: TrainingJob) -> FeatureTables:
     return _kept[key]
 
 
-def features_of(job: TrainingJob, part: Part, statistics: Mapping[str, Tensor]) -> FeatureRows:
-    """Compute the features of any images of a store, features_NF, in their order.
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtractor:
+    """The way from any image in the form of a run's to its row of features."""
 
-    Args:
-        job: The trial.
-        part: The images.
-        statistics: Its backbone's batch-norm statistics, as they were while it was trained.
+    config: ClassicalConfig
+    """Which features."""
+    transform: InputTransform
+    """From stored pixels to grey values, or to a backbone's input."""
+    prefix: nn.Module | None
+    """The backbone's frozen prefix, on the device; None for other features."""
+    device: torch.device
+    """Where it computes."""
+    precision: Precision
+    """Number format of a backbone's arithmetic."""
 
-    Raises:
-        KeyError: They are another backbone's; so does a RuntimeError.
-    """
-    if classical_of(job).starts_from is None:
-        return _plain_features(job, part)
-    backbone = backbone_job(job)
-    network = backbone.build_network()
-    buffers = dict(network.prefix.named_buffers())
-    if buffers.keys() != statistics.keys():
-        raise KeyError("These statistics are another backbone's.")
-    network.prefix.load_state_dict(dict(statistics), strict=False)
-    return _pooled_rows(_prefix_batches(backbone, network, part), backbone.trial.precision)
+    @classmethod
+    def of_job(cls, job: TrainingJob, prefix: nn.Module | None = None) -> Self:
+        """Take it from a job: a backbone's own, where there is a prefix."""
+        return cls(
+            config=classical_of(job),
+            transform=(job if prefix is None else backbone_job(job)).transform(),
+            prefix=prefix,
+            device=job.device,
+            precision=job.trial.precision,
+        )
+
+    @classmethod
+    def of_kept(
+        cls, kept: KeptModel, trial: TrialConfig, run: RunConfig, *, pixels: PixelFacts, num_classes: int, device: torch.device
+    ) -> Self:
+        """Take it from what a run keeps; arguments as in `Learner.answering`.
+
+        Raises:
+            DamagedCheckpointError: What is kept is another backbone's.
+        """
+        config, prefix, seen = config_of(trial), None, trial
+        if config.starts_from is not None:
+            network = backbone_outline(config, num_classes=num_classes, image_size=run.image_size)
+            statistics = kept.best.part("statistics")
+            require_shapes(dict(network.prefix.named_buffers()), statistics)
+            require_shapes(frozen_state(network), kept.frozen)
+            own = {f"prefix.{name}": tensor for name, tensor in statistics.items()}
+            network.load_state_dict({**own, **kept.frozen}, strict=False, assign=True)
+            prefix = network.prefix.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            seen = replace(trial, network=config.network())
+        transform = InputTransform.for_trial(
+            seen, protocol=run.protocol, train_mean=pixels["train_mean"], train_deviation=pixels["train_deviation"]
+        )
+        return cls(config=config, transform=transform, prefix=prefix, device=device, precision=trial.precision)
+
+    def rows(self, images: Pixels) -> FeatureRows:
+        """Compute features_NF of images, in their order."""
+        if self.prefix is not None:
+            dtype = FEATURE_DTYPES[self.precision]  # as they would be stored
+            maps = self._maps(images, self.prefix)
+            return np.concatenate([_means_of_maps(maps_NCHW.to(dtype).permute(0, 2, 3, 1).cpu()) for maps_NCHW in maps])
+        pixels_NHW, masks_NHW = stored_tensors(images, self.transform)
+        make, rows = _pixel_rows if self.config.features == "pixels" else _hog_rows, []
+        for start in range(0, len(pixels_NHW), BATCH_SIZE):
+            chosen = slice(start, start + BATCH_SIZE)
+            masks = None if masks_NHW is None else masks_NHW[chosen]
+            rows.append(make(self.transform.brightness(pixels_NHW[chosen], masks), self.config))
+        return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def _maps(self, images: Pixels, prefix: nn.Module) -> Iterator[Tensor]:
+        """Give what the prefix makes of images, (N, C, H, W)."""
+        prefix.eval()
+        for images_NCHW in input_batches(images, self.transform, batch_size=BATCH_SIZE, device=self.device):
+            with autocast(self.device, self.precision):
+                yield prefix(images_NCHW)
 
 
 def num_features(config: ClassicalConfig, *, num_classes: int, image_size: int) -> int:
@@ -110,15 +167,20 @@ def backbone_outline(config: ClassicalConfig, *, num_classes: int, image_size: i
     return network_outline(config.network(), protocol="strict", num_classes=num_classes, image_size=image_size)
 
 
-def classical_of(job: TrainingJob) -> ClassicalConfig:
-    """Name what a job fits.
+def config_of(trial: TrialConfig) -> ClassicalConfig:
+    """Name what a trial fits.
 
     Raises:
         TypeError: It trains a network.
     """
-    if not isinstance(job.trial.network, ClassicalConfig):
-        raise TypeError(f"A {job.trial.network.model} is no classical learner.")
-    return job.trial.network
+    if not isinstance(trial.network, ClassicalConfig):
+        raise TypeError(f"A {trial.network.model} is no classical learner.")
+    return trial.network
+
+
+def classical_of(job: TrainingJob) -> ClassicalConfig:
+    """Name what a job fits; see `config_of`."""
+    return config_of(job.trial)
 
 
 def backbone_job(job: TrainingJob) -> TrainingJob:
@@ -127,20 +189,10 @@ def backbone_job(job: TrainingJob) -> TrainingJob:
 
 
 def _plain_tables(job: TrainingJob) -> FeatureTables:
-    train_NF, validation_NF = (_plain_features(job, part) for part in (job.train, job.validation))
+    extractor = FeatureExtractor.of_job(job)
+    train_NF, validation_NF = extractor.rows(job.train), extractor.rows(job.validation)
     job.check_images()
-    return FeatureTables(train_NF=train_NF, validation_NF=validation_NF, statistics={}, seconds=None)
-
-
-def _plain_features(job: TrainingJob, part: Part) -> FeatureRows:
-    config, transform = classical_of(job), job.transform()
-    pixels_NHW, masks_NHW = stored_tensors(part, transform)
-    rows = []
-    for start in range(0, len(pixels_NHW), _BATCH_SIZE):
-        chosen = slice(start, start + _BATCH_SIZE)
-        images_N1HW = transform.brightness(pixels_NHW[chosen], None if masks_NHW is None else masks_NHW[chosen])
-        rows.append(_pixel_rows(images_N1HW, config) if config.features == "pixels" else _hog_rows(images_N1HW, config))
-    return np.concatenate(rows)
+    return FeatureTables(train_NF=train_NF, validation_NF=validation_NF, statistics={}, frozen={}, seconds=None)
 
 
 def _pixel_rows(images_N1HW: Tensor, config: ClassicalConfig) -> FeatureRows:
@@ -166,38 +218,24 @@ def _pooled_tables(job: TrainingJob) -> FeatureTables:
     network = backbone.build_network()
     stored = stored_prefix_features(backbone, network)
     if stored is not None:
-        tables = FeatureTables(
-            train_NF=_means_of_maps(stored.train_NHWC),
-            validation_NF=_means_of_maps(stored.validation_NHWC),
-            statistics=stored.statistics,
-            seconds=stored.seconds,
-        )
+        train_NF, validation_NF = _means_of_maps(stored.train_NHWC), _means_of_maps(stored.validation_NHWC)
         stored.check()
-        return tables
-    settle_prefix(backbone, network)
-    train_NF, validation_NF = (
-        _pooled_rows(_prefix_batches(backbone, network, part), backbone.trial.precision) for part in (job.train, job.validation)
+        statistics = stored.statistics
+    else:
+        settle_prefix(backbone, network)
+        extractor = FeatureExtractor.of_job(job, network.prefix)
+        train_NF, validation_NF = extractor.rows(job.train), extractor.rows(job.validation)
+        job.check_images()
+        statistics = {name: tensor.cpu().contiguous() for name, tensor in network.prefix.named_buffers()}
+    return FeatureTables(
+        train_NF=train_NF,
+        validation_NF=validation_NF,
+        statistics=statistics,
+        frozen=frozen_state(network),
+        seconds=None if stored is None else stored.seconds,
     )
-    job.check_images()
-    statistics = {name: tensor.cpu().contiguous() for name, tensor in network.prefix.named_buffers()}
-    return FeatureTables(train_NF=train_NF, validation_NF=validation_NF, statistics=statistics, seconds=None)
-
-
-@torch.inference_mode()
-def _prefix_batches(job: TrainingJob, network: Network, part: Part) -> Iterator[Tensor]:
-    """Give what a frozen prefix makes of a part's images, (N, C, H, W)."""
-    network.prefix.eval()
-    for images_NCHW in input_batches(part, job.transform(), batch_size=_BATCH_SIZE, device=job.device):
-        with autocast(job.device, job.trial.precision):
-            yield network.prefix(images_NCHW)
-
-
-def _pooled_rows(batches: Iterator[Tensor], precision: Precision) -> FeatureRows:
-    """Average maps as they would be stored, in the number format of the arithmetic."""
-    dtype = FEATURE_DTYPES[precision]
-    return np.concatenate([_means_of_maps(batch_NCHW.to(dtype).permute(0, 2, 3, 1).cpu()) for batch_NCHW in batches])
 
 
 def _means_of_maps(maps_NHWC: Tensor) -> FeatureRows:
-    parts = [maps.float().mean(dim=(1, 2)).numpy() for maps in maps_NHWC.split(_BATCH_SIZE)]  # type: ignore[no-untyped-call]
+    parts = [maps.float().mean(dim=(1, 2)).numpy() for maps in maps_NHWC.split(BATCH_SIZE)]  # type: ignore[no-untyped-call]
     return np.concatenate(parts)

@@ -1,37 +1,49 @@
-"""The learner behind the classical families: features, one fit, one report."""
+"""The learner behind the classical families: features, one fit, one report.
+
+Shapes: N images, K classes.
+"""
 
 import time
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from sklearn.pipeline import Pipeline
 from torch import Tensor
 
-from tune_lung.config import TrialConfig
-from tune_lung.data.store import Part
+from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.data.store import Part, Pixels
 from tune_lung.evaluation.confusion import confusion_matrix
+from tune_lung.evaluation.predictions import probabilities_of
 from tune_lung.families.classical import ClassicalConfig, ForestConfig, LogisticConfig
+from tune_lung.families.family import ModelConfig
 from tune_lung.learners.classical.estimators import fitted_estimator, logits_of
 from tune_lung.learners.classical.features import (
+    FeatureExtractor,
     backbone_job,
     backbone_outline,
     classical_of,
+    config_of,
     feature_tables,
-    features_of,
     num_features,
 )
 from tune_lung.learners.classical.stored import as_tensor, from_tensor
+from tune_lung.learners.kept import KeptModel
 from tune_lung.learners.learner import CheckpointBytes, Learner, ModelFacts, Setting, Watch
 from tune_lung.metrics import Judged, measured_on_validation
 from tune_lung.models.cost import prefix_mult_adds
-from tune_lung.models.network import count_parameters
+from tune_lung.models.network import count_parameters, frozen_state
+from tune_lung.results.pixel_facts import PixelFacts
 from tune_lung.results.schema import TimePart
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError
+from tune_lung.training.checkpoints import FROZEN, Checkpoint, Checkpoints
 from tune_lung.training.fit import DivergedError, EpochResult
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import loss_of
 from tune_lung.training.selection import selection_score
+from tune_lung.training.tensor_files import DamagedCheckpointError
 
 _ESTIMATOR = "estimator.bytes"
 _VALIDATION_LOGITS = "validation.logits"
@@ -68,7 +80,8 @@ class ClassicalLearner(Learner):
         tensors = {f"statistics.{name}": tensor for name, tensor in tables.statistics.items()}
         tensors |= {_ESTIMATOR: as_tensor(estimator), _VALIDATION_LOGITS: logits_NK}
         with watch.stopwatch.measure(TimePart.CHECKPOINT):
-            checkpoints.save_best(Checkpoint(tensors=tensors, state={"epoch": 1, "score": score}))
+            frozen = checkpoints.frozen_parts.keep(tables.frozen) if tables.frozen else None
+            checkpoints.save_best(Checkpoint(tensors=tensors, state={"epoch": 1, "score": score, FROZEN: frozen}))
         yield EpochResult(
             epoch=1,
             train_loss=train_loss,
@@ -86,22 +99,30 @@ class ClassicalLearner(Learner):
             seconds_by_part=watch.stopwatch.take(),
         )
 
-    def answer(self, job: TrainingJob, best: Checkpoint, part: Part) -> Tensor:
-        """Answer; see `Learner`."""
-        config, num_classes = classical_of(job), len(job.store.classes)
-        count = num_features(config, num_classes=num_classes, image_size=job.run.image_size)
-        if _ESTIMATOR not in best.tensors:
+    def answering(
+        self,
+        kept: KeptModel,
+        trial: TrialConfig,
+        run: RunConfig,
+        *,
+        pixels: PixelFacts,
+        classes: tuple[str, ...],
+        device: torch.device,
+    ) -> "ClassicalAnswering":
+        """Read the estimator back; see `Learner`."""
+        config, num_classes = config_of(trial), len(classes)
+        if _ESTIMATOR not in kept.best.tensors:
             raise DamagedCheckpointError("The checkpoint 'best' is another learner's.")
-        estimator = from_tensor(best.tensors[_ESTIMATOR], config, num_features=count, num_classes=num_classes)
-        try:
-            features_NF = features_of(job, part, best.part("statistics"))
-        except (KeyError, RuntimeError) as error:
-            raise DamagedCheckpointError("The checkpoint 'best' is another backbone's.") from error
-        return logits_of(estimator, features_NF, num_classes=num_classes)
+        count = num_features(config, num_classes=num_classes, image_size=run.image_size)
+        return ClassicalAnswering(
+            estimator=from_tensor(kept.best.tensors[_ESTIMATOR], config, num_features=count, num_classes=num_classes),
+            extractor=FeatureExtractor.of_kept(kept, trial, run, pixels=pixels, num_classes=num_classes, device=device),
+            classes=classes,
+        )
 
     def facts(self, trial: TrialConfig, setting: Setting) -> ModelFacts:
         """Count the backbone, and what a regression trains; of a machine or a forest, whose size the data decide, nothing."""
-        config = _config_of(trial)
+        config = config_of(trial)
         prefix_params, prefix_work, count = _counted(config, setting)
         own = (_prepared(config, count) + 1) * (setting.num_classes if setting.num_classes > 2 else 1)
         trained = own if isinstance(config, LogisticConfig) else None
@@ -113,7 +134,7 @@ class ClassicalLearner(Learner):
 
     def work(self, trial: TrialConfig, setting: Setting) -> int:
         """Foresee: the backbone once, and a fit whose length only the data know."""
-        _, prefix_work, count = _counted(_config_of(trial), setting)
+        _, prefix_work, count = _counted(config_of(trial), setting)
         return prefix_work + _PASSES_OF_A_FIT * count
 
     def step_work(self, trial: TrialConfig, setting: Setting) -> int:
@@ -126,7 +147,7 @@ class ClassicalLearner(Learner):
 
     def shares(self, trial: TrialConfig, setting: Setting) -> tuple[Hashable, ...]:  # noqa: ARG002 - one protocol alone
         """Name the features; those of a backbone are the ones that networks of the same depth train on."""
-        config = _config_of(trial)
+        config = config_of(trial)
         if config.starts_from is not None:
             return config.starts_from, config.frozen_blocks, trial.input, trial.precision, "none"
         return config.features, config.hog_cell, config.hog_orientations, config.pixel_side, trial.input
@@ -137,18 +158,35 @@ class ClassicalLearner(Learner):
 
     def checkpoint_bytes(self, trial: TrialConfig, setting: Setting) -> CheckpointBytes:
         """Count about; how many images a machine or a forest keeps, only the data decide."""
-        config = _config_of(trial)
+        config = config_of(trial)
         count = _counted(config, setting)[2]
         rows = {LogisticConfig: setting.num_classes, ForestConfig: 0}.get(type(config), _TYPICAL_SUPPORT)
         numbers = _prepared(config, count) * rows + count * (2 + config.components)
         trees = config.num_trees * _BYTES_OF_A_TREE if isinstance(config, ForestConfig) else 0
         return CheckpointBytes(best=_BYTES_OF_A_NUMBER * numbers + trees, last=0)
 
+    def frozen_bytes(self, network: ModelConfig, setting: Setting) -> int:
+        """Count the backbone's, which is that of the network of the same depth."""
+        if not isinstance(network, ClassicalConfig) or network.starts_from is None:
+            return 0
+        outline = backbone_outline(network, num_classes=setting.num_classes, image_size=setting.image_size)
+        return sum(tensor.numel() * tensor.element_size() for tensor in frozen_state(outline).values())
 
-def _config_of(trial: TrialConfig) -> ClassicalConfig:
-    if not isinstance(trial.network, ClassicalConfig):
-        raise TypeError(f"A {trial.network.model} is no classical learner.")
-    return trial.network
+
+@dataclass(frozen=True, kw_only=True)
+class ClassicalAnswering:
+    """A fitted estimator that answers for images; see `Answering`."""
+
+    estimator: Pipeline
+    """Scaler, projection, classifier."""
+    extractor: FeatureExtractor
+    """The way to its features."""
+    classes: tuple[str, ...]
+    """Class names, in the order of its answers."""
+
+    def answer(self, images: Pixels) -> npt.NDArray[np.float64]:
+        """Give probabilities_NK for images."""
+        return probabilities_of(logits_of(self.estimator, self.extractor.rows(images), num_classes=len(self.classes)))
 
 
 def _prepared(config: ClassicalConfig, count: int) -> int:

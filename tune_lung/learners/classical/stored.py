@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tune_lung.families.classical import ClassicalConfig, ForestConfig, LogisticConfig, SvmConfig
 from tune_lung.learners.classical.estimators import Classifier
-from tune_lung.training.checkpoints import DamagedCheckpointError
+from tune_lung.training.tensor_files import DamagedCheckpointError
 
 _TREE = "sklearn.tree._tree.Tree"
 """skops builds it only when told to, for the reason above."""

@@ -22,11 +22,12 @@ from tune_lung.data.store import OpenPart, Part, PixelStore
 from tune_lung.errors import InputError
 from tune_lung.evaluation.predictions import predictions_frame, stored_tensors
 from tune_lung.families.family import PointValue
+from tune_lung.learners.kept import KeptModel
 from tune_lung.learners.learner import Setting, Watch
 from tune_lung.learners.registry import learner_of
 from tune_lung.results.schema import FailureKind
 from tune_lung.space import Cell
-from tune_lung.training.checkpoints import Checkpoint, Checkpoints, load
+from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.training.fit import EpochResult
 from tune_lung.training.inputs import bytes_kept_on_gpu
 from tune_lung.training.job import TrainingJob
@@ -317,8 +318,11 @@ def _predictions_seconds(job: TrainingJob, result: EpochResult, folder: Path) ->
 
 def _test_seconds(job: TrainingJob, checkpoints: Checkpoints, *, num_images: int) -> float:
     """Time the way from a checkpoint to answers for so many images, on validation images."""
+    store, trial = job.store, job.trial
     started = time.perf_counter()
-    best = load(checkpoints.best)
-    loading = time.perf_counter() - started
-    answering = _seconds(lambda: learner_of(job.trial.network.model).answer(job, best, job.validation))
-    return loading + answering * num_images / len(job.validation.labels_N)
+    kept = KeptModel.load(checkpoints, trial)
+    learner = learner_of(trial.network.model)
+    answering = learner.answering(kept, trial, job.run, pixels=store.pixel_facts, classes=store.classes, device=job.device)
+    loading_seconds = time.perf_counter() - started
+    answering_seconds = _seconds(lambda: answering.answer(job.validation))
+    return loading_seconds + answering_seconds * num_images / len(job.validation.labels_N)

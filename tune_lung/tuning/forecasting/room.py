@@ -1,16 +1,18 @@
 """The room that a search needs on disk and in memory, against what is free; what cannot fit is refused."""
 
-import heapq
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from tune_lung.config import RunConfig, TrialConfig
+from tune_lung.config import RunConfig, TrialConfig, model_of
 from tune_lung.errors import InputError
+from tune_lung.families.family import ModelConfig
+from tune_lung.families.registry import family_of
 from tune_lung.learners.learner import Setting
 from tune_lung.learners.registry import learner_of
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
@@ -62,6 +64,8 @@ def checkpoints_need(
 ) -> DiskNeed:
     """Count the checkpoints of a search when it has most of them: of the trials that run, and what is kept of the others.
 
+    What networks leave out, their frozen parts, counts once for all trials that share it.
+
     Args:
         plans: Cells, and how many points each is given.
         strategy: Repeats and objectives.
@@ -84,6 +88,7 @@ def checkpoints_need(
             size.best * min(2, plan.num_points) * strategy.repeats for plan, (size, _) in zip(plans, counted, strict=True)
         )
         num_bytes += sum(points_kept) + sum(size.best for size in _largest(counted, slots)) * (strategy.repeats - 1)
+    num_bytes += _frozen_bytes(plans, run, repeats=strategy.repeats, num_classes=num_classes)
     return DiskNeed(what="checkpoints", folder=out, num_bytes=num_bytes, option="--out")
 
 
@@ -97,9 +102,29 @@ def _sizes_by_cell(plans: Sequence[CellPlan], run: RunConfig, *, num_classes: in
     return sizes
 
 
+def _frozen_bytes(plans: Sequence[CellPlan], run: RunConfig, *, repeats: int, num_classes: int) -> int:
+    """Count the frozen parts of a search's networks: each once, and once a repeat where the start is random."""
+    setting = Setting.of(run, num_classes=num_classes)
+
+    def bytes_of(network: ModelConfig) -> int:
+        return learner_of(network.model).frozen_bytes(network, setting)
+
+    networks = {network for plan in plans for network in nlargest(plan.num_points, _networks_of(plan), key=bytes_of)}
+    return sum(bytes_of(network) * (repeats if network.own_fields().get("weights") == "random" else 1) for network in networks)
+
+
+def _networks_of(plan: CellPlan) -> set[ModelConfig]:
+    """List the networks of a cell that may leave something out, each depth that it may draw included."""
+    points = [*plan.samples, *plan.cell.probes()]
+    if "frozen_blocks" in plan.cell.axes:
+        num_blocks = family_of(model_of(points[0])).num_blocks
+        points = [{**point, "frozen_blocks": blocks} for point in points for blocks in range(num_blocks + 1)]
+    return {TrialConfig.from_point(point).network for point in points}
+
+
 def _largest(counted: Iterable[tuple[CheckpointSizes, int]], slots: int) -> list[CheckpointSizes]:
     """Give the trials that take most room, as many as run at once."""
-    return heapq.nlargest(slots, chain.from_iterable(repeat(size, min(count, slots)) for size, count in counted))
+    return nlargest(slots, chain.from_iterable(repeat(size, min(count, slots)) for size, count in counted))
 
 
 def warnings_of_room(
