@@ -195,7 +195,10 @@ def _show(space: str, earlier: Tree, present: Tree) -> bool:
     finally:
         for search in searches:
             search.stop()
-    differences = failures or list(differences_of(*(search.run for search in searches)))
+    if failures:
+        print(f"{space}: FAILED: {'; '.join(failures)}", flush=True)
+        return False
+    differences = list(differences_of(*(search.run for search in searches)))
     if differences:
         print(f"{space}: DIFFERS: {'; '.join(differences)}", flush=True)
         return False
