@@ -140,10 +140,12 @@ def load_network(
     run_precision = trials[0].precision
     precision: Precision = run_precision if run_precision == "fp32" or supports_bf16(place) else "fp32"
     if precision != run_precision:
-        text = f"This {'GPU' if place.type == 'cuda' else 'CPU'} does not multiply {run_precision} natively: the network answers in {precision}."
+        kind = "GPU" if place.type == "cuda" else "CPU"
+        text = f"This {kind} does not multiply {run_precision} natively: the network answers in {precision}."
         warnings.warn(text, stacklevel=2)
     answering = []
     for row, own in zip(plain_rows(rows), trials, strict=True):
+        rules.check_fits(own)
         own = own.with_fields(precision=precision)
         kept = _kept(run, row["trial_id"], own, epoch=None if row["status"] == TrialStatus.RUNNING else row["best_epoch"])
         try:
