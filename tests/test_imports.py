@@ -36,10 +36,12 @@ def test_the_search_command_answers_wrong_options_before_it_loads_a_framework():
     assert not loaded_by("import tune_lung.search.__main__") & set(FRAMEWORKS)
 
 
-@pytest.mark.parametrize("module", ["tune_lung.models", "tune_lung.training", "tune_lung.data", "tune_lung.tuning"])
+@pytest.mark.parametrize(
+    "module", ["tune_lung.models", "tune_lung.training", "tune_lung.data", "tune_lung.answers", "tune_lung.tuning"]
+)
 def test_a_stages_folder_loads_nothing_by_itself(module):
     assert not loaded_by(f"import {module}") & set(FRAMEWORKS)
 
 
 def test_no_stage_but_tuning_loads_ray():
-    assert not loaded_by("import tune_lung.training.fit, tune_lung.data.prepare") & {"ray", "optuna"}
+    assert not loaded_by("import tune_lung.answers.loading, tune_lung.training.fit, tune_lung.data.prepare") & {"ray", "optuna"}

@@ -196,6 +196,12 @@ def test_without_native_bf16_it_answers_in_fp32_and_says_so(strict_run: KeptRun,
         assert load_network(strict_run.root, cell="cnn").precision == "fp32"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(strict_run: KeptRun) -> None:
+    with pytest.raises(InputError, match="device cannot be 'cuda': torch sees no GPU here"):
+        load_network(strict_run.root, device="cuda")
+
+
 # What is not there, damaged, or a stranger's
 
 

@@ -128,7 +128,7 @@ def forge_pickles(run: Path, world: World) -> None:
     for folder in [path for path in (run, *run.rglob("*")) if path.is_dir()]:
         for name in ("tuner.pkl", "error.pkl", "params.pkl", "searcher-state.pkl", "best.pt", "train.npy"):
             (folder / name).write_bytes(world.payload)
-    for path in run.glob("checkpoints/*/*.safetensors"):
+    for path in (*run.glob("checkpoints/*/*.safetensors"), *run.glob("frozen/*.safetensors")):
         path.write_bytes(world.payload)
 
 

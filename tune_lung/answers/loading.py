@@ -133,15 +133,20 @@ def load_network(
     run = run if isinstance(run, Run) else read_run(Path(run), only=("trials",))
     rules, pixels = _rules_of(run)
     rows = _chosen(run, cell=cell, trial=trial, repeat=repeat, ensemble=ensemble)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("device cannot be 'cuda': torch sees no GPU here. Leave it out, or give 'cpu'.")
+    place = torch.device(device or ("cuda" if has_gpu else "cpu"))
     trials = [_trial_of(row) for row in plain_rows(rows)]
     run_precision = trials[0].precision
     precision: Precision = run_precision if run_precision == "fp32" or supports_bf16(place) else "fp32"
     if precision != run_precision:
-        text = f"This {place.type.upper()} does not multiply {run_precision} natively: the network answers in {precision}."
+        kind = "GPU" if place.type == "cuda" else "CPU"
+        text = f"This {kind} does not multiply {run_precision} natively: the network answers in {precision}."
         warnings.warn(text, stacklevel=2)
     answering = []
     for row, own in zip(plain_rows(rows), trials, strict=True):
+        rules.check_fits(own)
         own = own.with_fields(precision=precision)
         kept = _kept(run, row["trial_id"], own, epoch=None if row["status"] == TrialStatus.RUNNING else row["best_epoch"])
         try:

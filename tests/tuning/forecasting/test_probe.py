@@ -121,7 +121,7 @@ def test_what_a_killed_probe_leaves_makes_room(stored: SearchSetup, monkeypatch:
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after a kill
     measure_trial(request_of(FROZEN), stored)
     left = [path.relative_to(stored.data.cache_root) for path in stored.data.cache_root.rglob("*") if path.is_file()]  # type: ignore[union-attr, arg-type]
-    assert {"features", "checkpoints", "predictions"} <= {part for path in left for part in path.parts}
+    assert {"features", "checkpoints", "frozen", "predictions"} <= {part for path in left for part in path.parts}
     with Cache.open(stored.data.cache_root, 1) as cache:
         cache.make_room()
     assert not list((cache.root / "probes").iterdir())
