@@ -21,7 +21,7 @@ from tune_lung.results.reader import read_run
 from tune_lung.results.schema import FailureKind, TrialStatus
 from tune_lung.search import request as search_request
 from tune_lung.search import supervision as search_supervision
-from tune_lung.search.options import search_parser
+from tune_lung.search.command_line import read_command_line
 from tune_lung.search.request import SearchRequest
 from tune_lung.search.resume_options import resumed_search
 from tune_lung.search.steps import _known_trials
@@ -50,8 +50,7 @@ def _frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request_of(folder: Path, *options: str) -> SearchRequest:
-    arguments = ["--out", str(folder), *options]
-    return SearchRequest.new(search_parser(None).parse_args(arguments), arguments)
+    return SearchRequest.new(read_command_line(["--out", str(folder), *options]))
 
 
 @pytest.fixture
@@ -129,7 +128,9 @@ def test_lessons_that_are_gone_are_told_of(
     request = replace(request_of(tmp_path, "--name", "run", "--set", "padding=same"), teacher=teacher)
     with opened_ledger(request, setup, prepared, []) as (ledger, own, _):
         pass
-    going_on = SearchRequest.to_go_on(resumed_search(ledger.paths.root, ["--resume", str(ledger.paths.root)]), own)
+    going_on = SearchRequest.to_go_on(
+        resumed_search(ledger.paths.root, read_command_line(["--resume", str(ledger.paths.root)])), own
+    )
     assert _known_trials(going_on, setup, Console()) == []
     assert capsys.readouterr().out == ""
     ledger.paths.lessons.unlink()
@@ -153,7 +154,7 @@ def test_an_out_that_is_no_folder_is_refused_before_anything_is_decoded(tmp_path
 
 
 def going_on(root: Path, own: Ownership, *options: str) -> SearchRequest:
-    return SearchRequest.to_go_on(resumed_search(root, ["--resume", str(root), *options]), own)
+    return SearchRequest.to_go_on(resumed_search(root, read_command_line(["--resume", str(root), *options])), own)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before anything else is imported
 
     begin_command()
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,9 @@ from tune_lung.errors import exit_status
 from tune_lung.files import shown_path
 from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen, say
-from tune_lung.search.options import check_trackers, search_parser
+from tune_lung.search.command_line import read_command_line
+from tune_lung.search.interpretation import check_trackers
+from tune_lung.search.options import GivenOptions, SearchOptions
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 from tune_lung.working_folder import away_from_it
 
@@ -46,14 +47,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
     return exit_status(lambda: _run(given, Screen(), program))
 
 
-def _run(given: list[str], console: Console, program: str) -> int:
+def _run(arguments: list[str], console: Console, program: str) -> int:
     description = __doc__.replace("python -m tune_lung.search", program)
-    options = search_parser(description, program=program).parse_args(given)
-    if options.list_spaces:
+    given = read_command_line(arguments, description, program=program)
+    if given.options.list_spaces:
         return _list_spaces(console)
-    if options.resume is not None:
-        return _resume(options.resume, given, console)
-    return _begin(options, given, console)
+    if given.options.resume is not None:
+        return _resume(given.options.resume, given, console)
+    return _begin(given, console)
 
 
 def _list_spaces(console: Console) -> int:
@@ -65,20 +66,20 @@ def _list_spaces(console: Console) -> int:
     return 0
 
 
-def _begin(options: argparse.Namespace, arguments: list[str], console: Console) -> int:
+def _begin(given: GivenOptions, console: Console) -> int:
     from tune_lung.search.request import SearchRequest
 
-    return _search(SearchRequest.new(options, arguments), console)
+    return _search(SearchRequest.new(given), console)
 
 
-def _resume(root: Path, arguments: list[str], console: Console) -> int:
+def _resume(root: Path, given: GivenOptions, console: Console) -> int:
     from tune_lung.results.ownership import Ownership
     from tune_lung.search.request import SearchRequest
     from tune_lung.search.resume_options import resumed_search
 
-    resumed = resumed_search(root, arguments)
+    resumed = resumed_search(root, given)
     with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
-        resumed = resumed_search(root, arguments)  # as it is now that nobody else writes it
+        resumed = resumed_search(root, given)  # as it is now that nobody else writes it
         return _search(SearchRequest.to_go_on(resumed, ownership), console)
 
 
@@ -92,7 +93,7 @@ def _search(request: "SearchRequest", console: Console) -> int:
     return search(request, console, _reporter(request.options, console))
 
 
-def _reporter(options: argparse.Namespace, console: Console) -> "Callable[[Ledger], None]":
+def _reporter(options: SearchOptions, console: Console) -> "Callable[[Ledger], None]":
     def report(ledger: "Ledger") -> None:
         root = ledger.paths.root
         if not options.no_report:

@@ -1,6 +1,5 @@
 """What a search was asked for, new or going on, refused before anything is decoded where it cannot be."""
 
-import argparse
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,8 @@ from tune_lung.errors import InputError
 from tune_lung.results.beginning import checked_name, require_free
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
-from tune_lung.search.options import run_config_of, space_of, strategy_of
+from tune_lung.search.interpretation import run_config_of, space_of, strategy_of
+from tune_lung.search.options import GivenOptions, SearchOptions
 from tune_lung.search.resume_options import ResumedSearch
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
@@ -20,10 +20,10 @@ from tune_lung.working_folder import away_from_it
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """One search, as its command line asks for it."""
+    """One search, as it is asked for."""
 
-    options: argparse.Namespace
-    """Every option of the command."""
+    options: SearchOptions
+    """Every option."""
     arguments: list[str]
     """The command line, for the run's manifest."""
     root: Path
@@ -42,12 +42,13 @@ class SearchRequest:
     """Of the run that goes on."""
 
     @classmethod
-    def new(cls, options: argparse.Namespace, arguments: list[str]) -> "SearchRequest":
+    def new(cls, given: GivenOptions) -> "SearchRequest":
         """Read what a new run is asked for.
 
         Raises:
             InputError: Options contradict each other or the space, the run exists, or it cannot learn from the run named.
         """
+        options = given.options
         if options.allow_other_numbers:
             raise InputError("--allow-other-numbers goes with --resume alone: a new run has no other numbers.")
         space = space_of(options)
@@ -58,7 +59,7 @@ class SearchRequest:
             teacher=_teacher(options, space, strategy, run),
             root=_new_root(options, space),
             options=options,
-            arguments=arguments,
+            arguments=list(given.words),
             space=space,
             run=run,
             strategy=strategy,
@@ -79,21 +80,20 @@ class SearchRequest:
         )
 
 
-def _new_root(options: argparse.Namespace, space: SearchSpace) -> Path:
-    is_named = options.name is not None
-    name = checked_name(options.name if is_named else f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+def _new_root(options: SearchOptions, space: SearchSpace) -> Path:
+    name = checked_name(f"{space.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}" if options.name is None else options.name)
     parent = Path(options.out).resolve()
     nearest = next(folder for folder in (parent, *parent.parents) if folder.exists())
     if not nearest.is_dir():
         raise InputError(f"--out {options.out}: '{nearest.name}' is no folder. Give the folder that runs go to.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--out {options.out}: '{nearest.name}' cannot be written. Give another folder for runs.")
-    if is_named:
+    if options.name is not None:
         require_free(parent / name)
     return parent / name
 
 
-def _teacher(options: argparse.Namespace, space: SearchSpace, strategy: Strategy, run: RunConfig) -> Run | None:
+def _teacher(options: SearchOptions, space: SearchSpace, strategy: Strategy, run: RunConfig) -> Run | None:
     """Read the run to learn from, and refuse one that cannot be learnt from."""
     if options.warm_start is None:
         return None

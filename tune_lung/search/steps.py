@@ -3,7 +3,6 @@
 It loads torch and Ray; what can be refused without them is refused before.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,7 +27,8 @@ from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.screen import say
-from tune_lung.search.options import notes_on_scheduler
+from tune_lung.search.interpretation import notes_on_scheduler
+from tune_lung.search.options import SearchOptions
 from tune_lung.search.request import SearchRequest
 from tune_lung.search.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.search.supervision import Supervised, opened_ledger, supervise
@@ -120,7 +120,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
             return ledger, supervise(supervised, console, watch)
 
 
-def _require_nodes(options: argparse.Namespace) -> None:
+def _require_nodes(options: SearchOptions) -> None:
     """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
     if options.address is not None:
         require_cluster(options.address)
@@ -196,9 +196,7 @@ def _with_resources(
     )
     survey = _survey(request, resources, console)
     if request.resumed is None:  # else the run's space has them
-        precision = options.precision
-        if precision == "auto":
-            precision = _best_precision(request.run, survey, console)
+        precision = _best_precision(request.run, survey, console) if options.precision == "auto" else options.precision
         request = replace(request, space=_with_numerics(request.space, precision, weights))
     return request, _setup_of(request, data, prepared, weights, resources), resources
 
