@@ -169,9 +169,9 @@ def test_an_audit_is_refused_before_its_images_are_read(
 
 
 def strategy_said_by(*words: str) -> list[str]:
-    options = read_command_line(words).options
-    space = space_of(options)
-    return notes_on_scheduler(options, space, strategy_of(options, space))
+    given = read_command_line(words)
+    space = space_of(given)
+    return notes_on_scheduler(given.options, space, strategy_of(given.options, space))
 
 
 @pytest.mark.parametrize(

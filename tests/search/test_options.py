@@ -2,12 +2,17 @@
 
 import argparse
 import re
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Literal, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
+from tune_lung import Run, run_search
 from tune_lung.config import RunConfig
+from tune_lung.families.family import PointValue
 from tune_lung.option_values import (
     AtLeast1,
     Cpus,
@@ -22,8 +27,9 @@ from tune_lung.option_values import (
     Words,
 )
 from tune_lung.results.manifest import SearchSettings
+from tune_lung.search.arguments import read_arguments
 from tune_lung.search.command_line import read_command_line, search_parser
-from tune_lung.search.options import OPTIONS, Change, Kept, Option, SearchOptions, options_kept
+from tune_lung.search.options import OPTIONS, Change, Kept, Option, SearchKeywords, SearchOptions, options_kept
 from tune_lung.strategy import Strategy
 
 ACTIONS = {action.dest: action for action in search_parser(None)._actions if action.dest != "help"}
@@ -133,3 +139,65 @@ def test_what_a_manifest_keeps_has_a_place_there() -> None:
     assert {option.name for option in options_kept(Kept.SETTINGS)} == set(get_type_hints(SearchSettings))
     names = {"objective": "objectives", "time_budget": "time_budget_seconds"}
     assert {names.get(option.name, option.name) for option in options_kept(Kept.STRATEGY)} == set(get_type_hints(Strategy))
+
+
+TOLD_IN_PYTHON = {
+    Whole: int,
+    AtLeast1: int,
+    Cpus: float,
+    Gpus: float,
+    Duration: float | str,
+    HangTimeout: float | str,
+    Size: int | str,
+    Words: str,
+    NameOrPlace: str | Path,
+    Place: str | Path,
+}
+"""What Python may say of each kind."""
+OWN_PARAMETERS = {"space", "data", "out", "name"}
+
+
+def test_the_keywords_of_python_are_the_options() -> None:
+    keywords = get_type_hints(SearchKeywords, localns={"Run": Run})
+    expected: dict[str, object] = {}
+    for option in OPTIONS:
+        if not option.of_commands_only and option.name not in OWN_PARAMETERS:
+            kind = TOLD_IN_PYTHON.get(option.kind, option.kind)
+            kind = kind | Sequence[kind] if option.is_repeatable else kind
+            kind = kind | Run if option.name in ("resume", "warm_start") else kind
+            expected[option.name] = kind | None if option.default is None else kind
+    expected["set"] = Mapping[str, PointValue] | Sequence[str]  # a field's value may be more than a text
+    assert keywords == expected
+    assert set(signature(run_search).parameters) == {*OWN_PARAMETERS, "options"}
+
+
+def test_what_python_says_is_written_as_the_command_line_that_says_the_same() -> None:
+    given = read_arguments(
+        {
+            "space": "freeze_tuned",
+            "data": "images",
+            "out": "runs",
+            "name": None,
+            "set": {"channels": (8, 16), "padding": "same"},
+            "time_budget": "30m",
+            "cache_size": "5GB",
+            "tracker": "mlflow",
+            "strict_data": True,
+            "profile": False,
+            "resume": None,
+            "seed": np.int64(3),
+        }
+    )
+    again = read_command_line(given.words)
+    assert given.options == again.options
+    assert given.names == again.names | {"profile"}
+    assert given.options == SearchOptions(
+        space="freeze_tuned",
+        data=Path("images"),
+        set=("channels=8,16", "padding=same"),
+        time_budget=1800.0,
+        cache_size=5 * 10**9,
+        tracker=("mlflow",),
+        strict_data=True,
+        seed=3,
+    )

@@ -44,6 +44,25 @@ def best_points(trials: pd.DataFrame, within: Sequence[str] = ("cell",)) -> pd.D
     return kept[(kept[_POINT] == first).all(axis=1)]
 
 
+def leading_cell(trials: pd.DataFrame, order: Sequence[str] = ()) -> str | None:
+    """Name the cell whose best point has the highest mean selection score.
+
+    Args:
+        trials: Rows of the table `trials`.
+        order: Cells, of which the first leads where several are equal; cells that are not among them come after.
+
+    Returns:
+        The cell; None where no trial that has not failed has a score.
+    """
+    scored = trials[(trials["status"] != TrialStatus.FAILED) & trials["selection_score"].notna()]
+    scores: dict[str, list[float]] = defaultdict(list)
+    best = best_points(scored)
+    for cell, score in zip(best["cell"], best["selection_score"], strict=True):
+        scores[str(cell)].append(float(score))
+    cells = [*(cell for cell in order if cell in scores), *sorted(set(scores) - set(order))]
+    return max(cells, key=lambda cell: mean(scores[cell]), default=None)
+
+
 def point_means(trials: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
     """Average each finished point's objectives over its repeats.
 

@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before anything else is imported
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen, say
 from tune_lung.search.command_line import read_command_line
 from tune_lung.search.interpretation import check_trackers
-from tune_lung.search.options import GivenOptions, SearchOptions
+from tune_lung.search.options import SearchOptions
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 from tune_lung.working_folder import away_from_it
 
@@ -52,9 +51,10 @@ def _run(arguments: list[str], console: Console, program: str) -> int:
     given = read_command_line(arguments, description, program=program)
     if given.options.list_spaces:
         return _list_spaces(console)
-    if given.options.resume is not None:
-        return _resume(given.options.resume, given, console)
-    return _begin(given, console)
+    from tune_lung.search.request import requested
+
+    with requested(given) as request:
+        return _search(request, console)
 
 
 def _list_spaces(console: Console) -> int:
@@ -66,23 +66,6 @@ def _list_spaces(console: Console) -> int:
     return 0
 
 
-def _begin(given: GivenOptions, console: Console) -> int:
-    from tune_lung.search.request import SearchRequest
-
-    return _search(SearchRequest.new(given), console)
-
-
-def _resume(root: Path, given: GivenOptions, console: Console) -> int:
-    from tune_lung.results.ownership import Ownership
-    from tune_lung.search.request import SearchRequest
-    from tune_lung.search.resume_options import resumed_search
-
-    resumed = resumed_search(root, given)
-    with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
-        resumed = resumed_search(root, given)  # as it is now that nobody else writes it
-        return _search(SearchRequest.to_go_on(resumed, ownership), console)
-
-
 def _search(request: "SearchRequest", console: Console) -> int:
     """Search, and report what was found."""
     check_trackers(request.options)
@@ -90,7 +73,7 @@ def _search(request: "SearchRequest", console: Console) -> int:
     with away_from_it():
         from tune_lung.search.steps import search
 
-    return search(request, console, _reporter(request.options, console))
+    return search(request, console, _reporter(request.options, console)).status
 
 
 def _reporter(options: SearchOptions, console: Console) -> "Callable[[Ledger], None]":

@@ -1,12 +1,13 @@
 """What options mean: the space, the run's settings and the strategy that they ask for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 
 from tune_lung.config import FIELD_TYPES, RunConfig, default_select_by, value_from_text
 from tune_lung.errors import InputError
 from tune_lung.families.family import PointValue
-from tune_lung.search.options import OPTION_BY_NAME, SearchOptions, TrackerName
+from tune_lung.search.options import OPTION_BY_NAME, GivenOptions, SearchOptions, TrackerName
 from tune_lung.space import SearchSpace
 from tune_lung.space_files import load_space
 from tune_lung.strategy import DEFAULT_GRACE_EPOCHS, DEFAULT_REDUCTION_FACTOR, SELECTION, Strategy, parse_objectives
@@ -14,13 +15,17 @@ from tune_lung.strategy import DEFAULT_GRACE_EPOCHS, DEFAULT_REDUCTION_FACTOR, S
 _PACKAGES_BY_TRACKER: Mapping[TrackerName, str] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
-def space_of(options: SearchOptions) -> SearchSpace:
-    """Load the space, with the fields that options fix.
+def space_of(given: GivenOptions) -> SearchSpace:
+    """Find the space, with the fields that options fix.
 
     Raises:
         InputError: The space, or a field, is wrong.
     """
-    return with_fixed_fields(load_space(options.space), options)
+    if given.space is None:
+        return with_fixed_fields(load_space(given.options.space), given.options)
+    space = replace(given.space, name=given.options.space)
+    space.check()
+    return with_fixed_fields(space, given.options)
 
 
 def with_fixed_fields(space: SearchSpace, options: SearchOptions) -> SearchSpace:

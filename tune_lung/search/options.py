@@ -9,15 +9,16 @@ no path, no address, no tracker, nothing that takes room, CPUs or GPUs. Those co
 from what the same user said of the same run before (`tune_lung.search.remembered`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from tune_lung.config import Protocol
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES
+from tune_lung.families.family import PointValue
 from tune_lung.option_values import (
     AtLeast1,
     Cpus,
@@ -31,7 +32,11 @@ from tune_lung.option_values import (
     Words,
 )
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
+from tune_lung.space import SearchSpace
 from tune_lung.strategy import DEFAULT_GRACE_EPOCHS, DEFAULT_REDUCTION_FACTOR, SamplerName, SchedulerName
+
+if TYPE_CHECKING:
+    from tune_lung.results.reader import Run
 
 _T = TypeVar("_T")
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
@@ -308,6 +313,44 @@ class SearchOptions:
     )
 
 
+class SearchKeywords(TypedDict, total=False):
+    """The options that `tune_lung.run_search` takes by keyword; None leaves one out."""
+
+    set: Mapping[str, PointValue] | Sequence[str]
+    protocol: Protocol | None
+    select_by: str | None
+    objective: str | None
+    seed: int
+    samples: int | None
+    repeats: int
+    sampler: SamplerName | None
+    scheduler: SchedulerName | None
+    grace_epochs: int | None
+    reduction_factor: int | None
+    time_budget: float | str | None
+    warm_start: "str | Path | Run | None"
+    resume: "str | Path | Run | None"
+    allow_other_numbers: bool
+    image_size: int
+    limit: int | None
+    strict_data: bool
+    follow_links: bool
+    cache: str | Path | None
+    cache_size: int | str
+    weights: str | Path | None
+    max_epochs: int | None
+    patience: int | None
+    precision: WishedPrecision
+    address: str | None
+    cpus_per_trial: float | None
+    gpus_per_trial: float | None
+    hang_timeout: float | str
+    max_concurrent: int | None
+    tracker: TrackerName | Sequence[TrackerName]
+    keep: KeepName
+    profile: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One option, as its field of `SearchOptions` declares it."""
@@ -386,6 +429,8 @@ class GivenOptions:
     """Fields that were said."""
     words: tuple[str, ...]
     """The same as a command line, for the run's manifest."""
+    space: SearchSpace | None = None
+    """The space, where it was given as a value, not by its name or path."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], words: tuple[str, ...]) -> Self:

@@ -1,6 +1,8 @@
 """What a search was asked for, new or going on, refused before anything is decoded where it cannot be."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.search.interpretation import run_config_of, space_of, strategy_of
 from tune_lung.search.options import GivenOptions, SearchOptions
-from tune_lung.search.resume_options import ResumedSearch
+from tune_lung.search.resume_options import ResumedSearch, resumed_search
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.working_folder import away_from_it
@@ -40,10 +42,17 @@ class SearchRequest:
     """What goes on; None for a new run."""
     ownership: Ownership | None = None
     """Of the run that goes on."""
+    is_guest: bool = False
+    """Whether the process is another program's, as of one that calls `run_search`: the search does not end it, and leaves its
+    signals, its environment and its Ray as they were."""
 
     @classmethod
-    def new(cls, given: GivenOptions) -> "SearchRequest":
+    def new(cls, given: GivenOptions, *, is_guest: bool = False) -> "SearchRequest":
         """Read what a new run is asked for.
+
+        Args:
+            given: What is said.
+            is_guest: Whether the process is another program's.
 
         Raises:
             InputError: Options contradict each other or the space, the run exists, or it cannot learn from the run named.
@@ -51,22 +60,23 @@ class SearchRequest:
         options = given.options
         if options.allow_other_numbers:
             raise InputError("--allow-other-numbers goes with --resume alone: a new run has no other numbers.")
-        space = space_of(options)
+        space = space_of(given)
         run = run_config_of(options, space)
         space.check(run)
         strategy = strategy_of(options, space)
         return cls(
-            teacher=_teacher(options, space, strategy, run),
+            teacher=_teacher(options, space, strategy, run, is_guest=is_guest),
             root=_new_root(options, space),
             options=options,
             arguments=list(given.words),
             space=space,
             run=run,
             strategy=strategy,
+            is_guest=is_guest,
         )
 
     @classmethod
-    def to_go_on(cls, resumed: ResumedSearch, ownership: Ownership) -> "SearchRequest":
+    def to_go_on(cls, resumed: ResumedSearch, ownership: Ownership, *, is_guest: bool = False) -> "SearchRequest":
         """Ask for what an owned run goes on with."""
         return cls(
             options=resumed.options,
@@ -77,7 +87,32 @@ class SearchRequest:
             strategy=resumed.strategy,
             resumed=resumed,
             ownership=ownership,
+            is_guest=is_guest,
         )
+
+
+@contextmanager
+def requested(given: GivenOptions, *, is_guest: bool = False) -> Iterator[SearchRequest]:
+    """Read what is asked for, and own a run that goes on for as long as the block lasts.
+
+    Args:
+        given: What is said.
+        is_guest: Whether the process is another program's.
+
+    Yields:
+        The request.
+
+    Raises:
+        InputError: It cannot be searched, or the run cannot go on.
+    """
+    root = given.options.resume
+    if root is None:
+        yield SearchRequest.new(given, is_guest=is_guest)
+        return
+    resumed = resumed_search(root, given)
+    with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
+        resumed = resumed_search(root, given)  # as it is now that nobody else writes it
+        yield SearchRequest.to_go_on(resumed, ownership, is_guest=is_guest)
 
 
 def _new_root(options: SearchOptions, space: SearchSpace) -> Path:
@@ -93,11 +128,11 @@ def _new_root(options: SearchOptions, space: SearchSpace) -> Path:
     return parent / name
 
 
-def _teacher(options: SearchOptions, space: SearchSpace, strategy: Strategy, run: RunConfig) -> Run | None:
+def _teacher(options: SearchOptions, space: SearchSpace, strategy: Strategy, run: RunConfig, *, is_guest: bool) -> Run | None:
     """Read the run to learn from, and refuse one that cannot be learnt from."""
     if options.warm_start is None:
         return None
-    with away_from_it():
+    with nullcontext() if is_guest else away_from_it():
         from tune_lung.tuning.proposals.warm_start import require_compatible  # loads Optuna and torch
 
     teacher = read_run(options.warm_start, only=("trials", "epochs"))

@@ -291,7 +291,8 @@ def _changes_of_space(then: SearchSpace, given: GivenOptions) -> Iterator[tuple[
     if not said:
         return
     options = SearchOptions(**said)
-    now, may_differ = (space_of(options) if "space" in said else with_fixed_fields(then, options)), ["max_epochs", "weights"]
+    now = space_of(replace(given, options=options)) if "space" in said else with_fixed_fields(then, options)
+    may_differ = ["max_epochs", "weights"]
     if options.precision == "auto":
         may_differ.append("precision")
     else:

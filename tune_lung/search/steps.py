@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import get_args
+from pathlib import Path
+from typing import NamedTuple, get_args
 
 import torch
 from rich.console import Console
@@ -37,8 +38,10 @@ from tune_lung.tuning.cluster import (
     Resources,
     node_offers,
     plan_resources,
+    ray_here,
     ray_session,
     require_cluster,
+    require_fits,
     require_on_this_machine,
     room_on_nodes,
     temporary_folder,
@@ -53,7 +56,16 @@ from tune_lung.tuning.survey import Survey, survey_devices
 from tune_lung.tuning.watching.trackers import require_trackers
 
 
-def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
+class SearchEnd(NamedTuple):
+    """How a search has ended."""
+
+    status: int
+    """The command's exit status."""
+    root: Path | None
+    """The run's folder; None where none was begun, as of a dry run."""
+
+
+def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> SearchEnd:
     """Do what was asked for.
 
     Args:
@@ -61,18 +73,17 @@ def search(request: SearchRequest, console: Console, report: Callable[[Ledger], 
         console: Where to tell of it.
         report: Tells of the run when there is something to report: without Ray, and with the run still owned.
 
-    Returns:
-        The exit status.
-
     Raises:
         InputError: Images, weights, resources or room are not there; a run that was begun can go on.
         SupersededError: Another search has taken the run over.
+        KeyboardInterrupt: A guest was interrupted; of a command that is a status.
+        SearchHaltedError: The first trials of a guest have all failed with what the others would meet too; likewise.
     """
     with ExitStack() as owned:
         ledger, status = _searched(request, console, owned)
         if status is None and ledger is not None:
             report(ledger)
-        return status or 0
+        return SearchEnd(status or 0, None if ledger is None else ledger.paths.root)
 
 
 def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tuple[Ledger | None, int | None]:
@@ -96,7 +107,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         store_seconds = time.monotonic() - asked
         _warn_of_depths(prepared, console)
         _require_masks(request.space, prepared)
-        with ray_session(options.address) as watch:
+        with ray_session(options.address, is_guest=request.is_guest) as watch:
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
             if request.resumed is None:
@@ -122,7 +133,10 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
 
 def _require_nodes(options: SearchOptions) -> None:
     """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
-    if options.address is not None:
+    here = ray_here()
+    if here is not None:
+        require_fits(options.address, here)
+    elif options.address is not None:
         require_cluster(options.address)
     else:
         temporary_folder()
