@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import tune_lung
-from tune_lung import InputError, Run, read_run, run_search, write_report
+from tune_lung import InputError, Run, SearchSpace, read_run, run_search, write_report
 from tune_lung.errors import in_arguments, speaking_of_arguments
 from tune_lung.results.layout import TABLES
 from tune_lung.search import library
@@ -25,7 +25,7 @@ from tune_lung.tuning import cluster
 from tune_lung.tuning.cluster import RayHere, require_fits
 
 from tests.small_search import metrics_of
-from tests.tuned_run import write_tuned_run
+from tests.tuned_run import TUNED, write_tuned_run
 
 NAMES = sorted(set(tune_lung.__all__) - {"__version__"})
 
@@ -112,6 +112,10 @@ def test_a_run_that_goes_on_is_told_nothing_by_defaults(tmp_path: Path, monkeypa
     monkeypatch.setattr(library, "check_trackers", lambda options: pytest.fail(f"Goes on: {options.max_epochs}"))
     with pytest.raises(pytest.fail.Exception, match="Goes on: 200"):
         run_search(resume=read_run(root), max_epochs=200)
+    with pytest.raises(pytest.fail.Exception, match="Goes on: None"):
+        run_search(TUNED, resume=root)
+    with pytest.raises(InputError, match=r"^resume: .* in 'run' and .* here\. Leave it out, or begin a new run\.$"):
+        run_search(SearchSpace(arms=TUNED.arms[:1]), resume=root)
     with pytest.raises(InputError, match=r"^resume: seed is 0 in 'run' and 5 here"):
         run_search(resume=root, seed=5)
     with pytest.raises(InputError, match=r"^out does not go together with resume: the run goes on in its own folder\.$"):
