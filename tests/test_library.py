@@ -266,16 +266,17 @@ def test_a_search_leaves_the_program_as_it_was(scripted: tuple[Path, dict[str, A
 
 
 INTERRUPTED = """
-import sys
+import sys, time
 from tune_lung import Arm, SearchSpace, run_search
 
+began = time.monotonic()
 space = SearchSpace(arms=(Arm(model="cnn", depth=2, base_channels=4, batch_size=16),), name="tiny")
 small = {"image_size": 64, "limit": 100}
 try:
     run_search(space, out=sys.argv[1], name="cut", max_epochs=100_000, patience=100_000, **small)
 except KeyboardInterrupt:
     print("INTERRUPTED", flush=True)
-run = run_search(resume=f"{sys.argv[1]}/cut", time_budget="1s")
+run = run_search(resume=f"{sys.argv[1]}/cut", time_budget=time.monotonic() - began + 3)
 print("ENDED", run.manifest["status"], run.manifest["attempt"], *run.trials["stop_reason"])
 """
 
@@ -321,6 +322,15 @@ def test_a_signal_that_ends_a_process_ends_it_once_all_is_closed(number: signal.
     command = [sys.executable, "-c", TERMINATED, str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-number, "closed\n", "")
+
+
+def test_a_notebook_is_shown_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream says that it is a terminal: a live view would be drawn anew below itself, every half second."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    screen = library._screen()
+    assert (screen.is_jupyter, screen.is_terminal, screen.is_interactive) == (False, False, False)
+    screen.print("To go on: --resume")
 
 
 def test_a_thread_leaves_the_working_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

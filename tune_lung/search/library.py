@@ -80,7 +80,7 @@ def _searched(given: GivenOptions) -> Path:
         from tune_lung.tuning.recorder import SearchHaltedError
 
         try:
-            end = search(request, _ScreenOfArguments(force_jupyter=False), report=lambda _: None)
+            end = search(request, _screen(), report=lambda _: None)
         except SearchHaltedError as error:
             error.args = (in_arguments(str(error)),)
             raise
@@ -106,8 +106,14 @@ def _where_ray_is(given: GivenOptions) -> GivenOptions:
     return replace(given, options=replace(given.options, address=here.address), names=given.names | {"address"})
 
 
+def _screen() -> Screen:
+    """Make a console; a notebook, which says that it is a terminal and has no cursor to move, is shown lines, as a file is."""
+    in_notebook = Screen().is_jupyter
+    return _ScreenOfArguments(force_jupyter=False, force_terminal=False if in_notebook else None)
+
+
 class _ScreenOfArguments(Screen):
-    """A console that names options as arguments of Python; in a notebook it prints lines, as into a file."""
+    """A console that names options as arguments of Python."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Lay out what is printed."""
