@@ -29,7 +29,6 @@ from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.screen import say
 from tune_lung.search.interpretation import notes_on_scheduler
-from tune_lung.search.options import SearchOptions
 from tune_lung.search.request import SearchRequest
 from tune_lung.search.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.search.supervision import Supervised, opened_ledger, supervise
@@ -95,7 +94,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     options = request.options
     if request.resumed is not None:
         _require_same_numbers(request, request.resumed)
-    _require_nodes(options)
+    _require_nodes(request)
     say(console, *require_trackers(options.tracker))
     data = _data_request(request)
     data.check()
@@ -131,9 +130,10 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
             return ledger, supervise(supervised, console, watch)
 
 
-def _require_nodes(options: SearchOptions) -> None:
+def _require_nodes(request: SearchRequest) -> None:
     """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
-    here = ray_here()
+    options = request.options
+    here = ray_here() if request.is_guest else None
     if here is not None:
         require_fits(options.address, here)
     elif options.address is not None:

@@ -114,8 +114,8 @@ def require_fits(address: str | None, here: RayHere) -> None:
 def ray_session(address: str | None, *, is_guest: bool = False) -> Iterator[ClusterWatch]:
     """Start a local Ray, or join a running cluster, and leave it when the block ends.
 
-    What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours. A Ray that is
-    initialised in this process already is used, and left as it is.
+    What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours. A guest uses the Ray that
+    its program has initialised, and leaves it as it is.
 
     Args:
         address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
@@ -125,10 +125,10 @@ def ray_session(address: str | None, *, is_guest: bool = False) -> Iterator[Clus
         What looks after Ray's own processes, and ends this one when they die, unless it is a guest.
 
     Raises:
-        InputError: There is no cluster at the address, the temporary folder is none for Ray, or another Ray is initialised in
-            this process.
+        InputError: There is no cluster at the address, the temporary folder is none for Ray, or a guest's program has initialised
+            another Ray.
     """
-    here = ray_here()
+    here = ray_here() if is_guest else None
     if here is not None:
         require_fits(address, here)
         with _settled_ray(), _used_ray() as watch:
