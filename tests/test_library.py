@@ -333,6 +333,20 @@ def test_a_notebook_is_shown_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     screen.print("To go on: --resume")
 
 
+def test_ray_is_as_it_was_after_a_session() -> None:
+    """Under `uv run` it would pack the working folder, with all runs in it, and hand it to its workers."""
+    from ray._private import ray_constants, worker
+
+    def state() -> tuple[object, ...]:
+        return ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV, worker.print_to_stdstream, dict(os.environ)
+
+    before = state()
+    with cluster._settled_ray():
+        assert not ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
+    assert state() == before
+
+
 def test_a_thread_leaves_the_working_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

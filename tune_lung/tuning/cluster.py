@@ -220,18 +220,24 @@ def temporary_folder() -> Path:
 @contextmanager
 def _settled_ray() -> Iterator[None]:
     """Let Ray and Tune be silent and leave to us what is ours, for as long as the block lasts."""
-    from ray._private import worker
+    from ray._private import ray_constants, worker
+
+    constants: Any = ray_constants
+    uses_uv = constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
 
     told, tune_log = worker.print_to_stdstream, logging.getLogger("ray.tune.tune")
     level = tune_log.level
     with _environment_kept(*_RAY_SETTINGS):
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
+        if "RAY_ENABLE_UV_RUN_RUNTIME_ENV" not in os.environ:
+            constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False  # under `uv run` Ray packs the working folder, runs included
         worker.print_to_stdstream = _tell_nothing  # what its processes would tell the user is told by us
         tune_log.setLevel(logging.CRITICAL)  # Tune names failed trials at the end: the recorder does, at once
         try:
             yield
         finally:
+            constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uses_uv
             worker.print_to_stdstream = told
             tune_log.setLevel(level)
 
