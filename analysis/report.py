@@ -32,6 +32,10 @@ class Report:
     figures: tuple[Path, ...]
     """The images written."""
 
+    def __str__(self) -> str:
+        """Show the tables."""
+        return self.text
+
 
 def write_report(roots: Sequence[Path], *, out: Path | None = None, check_writer: CheckWriter = anyone_may_write) -> Report:
     """Draw the figures of one run, or of several compared, and lay out the tables.

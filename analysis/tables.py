@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from tune_lung.analysis.terminal import Heading, aligned, magnitude, percent, percent_interval, sentences, shown, signed
-from tune_lung.errors import InputError
 from tune_lung.evaluation.confusion import Counts, confusion_matrix
 from tune_lung.evaluation.statistics import Estimate, difference, macro_recall_estimate, micro_recall_estimate
 from tune_lung.families.registry import DEFAULT_MODEL
@@ -20,7 +19,6 @@ from tune_lung.printable import in_one_line
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import Run
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
-from tune_lung.space import Cell, SearchSpace
 
 RECALLS = ("test_macro_recall", "test_micro_recall")
 """The columns of the sealed evaluation; each has its interval in `<name>_low` and `<name>_high`."""
@@ -53,12 +51,12 @@ _TRIAL_COLUMNS = (
 
 def cell_names(run: Run) -> tuple[str, ...]:
     """List a run's cells in the order of its space; cells that the space does not name come last."""
-    return tuple(dict.fromkeys([*(cell.name for cell in _cells(run)), *run.trials["cell"]]))
+    return tuple(dict.fromkeys([*(cell.name for cell in run.cells()), *run.trials["cell"]]))
 
 
 def sampled_axes(run: Run) -> dict[str, tuple[str, ...]]:
     """List the axes that are sampled inside each cell of the run's space, by the cell's name."""
-    return {cell.name: tuple(cell.axes) for cell in _cells(run)}
+    return {cell.name: tuple(cell.axes) for cell in run.cells()}
 
 
 def sampled_values(run: Run, trials: pd.DataFrame) -> pd.DataFrame:
@@ -311,14 +309,6 @@ def _estimate(row: dict[str, Any], name: str) -> Estimate:
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _cells(run: Run) -> tuple[Cell, ...]:
-    """Enumerate the cells of the run's space; none where another version wrote it, then the trials alone tell their cells."""
-    try:
-        return SearchSpace.from_json(run.manifest["space"]).cells()
-    except InputError:
-        return ()
 
 
 _Text = Callable[[dict[str, Any]], str]

@@ -165,3 +165,19 @@ def test_a_process_ends_with_its_status_and_waits_for_its_threads_unless_it_was_
     assert (done.returncode, done.stderr) == (status, "")
     waited_for = ["done by a thread"] if is_waited_for else []
     assert done.stdout.splitlines() == ["done by a pool that nobody has closed", *waited_for, "done at the end"]
+
+
+def test_a_guest_leaves_signals_as_they_were_though_it_was_interrupted_and_never_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tune_lung.interrupts.os._exit", lambda status: pytest.fail(f"Ended with {status}."))
+    moments = iter([10.0, 11.0])
+    monkeypatch.setattr("tune_lung.interrupts.time.monotonic", lambda: next(moments))
+    for each in ENDING:
+        signal.signal(each, mine)
+    with interruptible(is_guest=True):
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+    assert handlers() == [mine] * 3

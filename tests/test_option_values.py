@@ -14,12 +14,12 @@ from tune_lung.__main__ import COMMANDS, main
 from tune_lung.errors import InputError
 from tune_lung.option_values import Place, ReadOption
 from tune_lung.search import steps as search_steps
-from tune_lung.search.option_rules import OPTION_RULES
-from tune_lung.search.options import notes_on_scheduler, search_parser, space_of, strategy_of
+from tune_lung.search.command_line import read_command_line, search_parser
+from tune_lung.search.interpretation import notes_on_scheduler, space_of, strategy_of
+from tune_lung.search.options import OPTION_BY_NAME
 from tune_lung.tuning import cluster
 
 FRONT_OF_TIME = "val_macro_recall:max,epoch_seconds_mean:min"
-RULES = {rule.name: rule for rule in OPTION_RULES}
 OWN_CHECKS = {"set", "name"}
 """Options whose texts are checked where it is known what they name."""
 
@@ -42,8 +42,8 @@ PLACES = [name for name, action in ALL.items() if getattr(action, "kind", None) 
 def test_every_value_is_read_by_its_kind_or_is_one_of_a_few(name: str) -> None:
     action, own_name = ALL[name], name.rpartition(" ")[2]
     assert isinstance(action, ReadOption) or action.choices or own_name in OWN_CHECKS
-    if isinstance(action, ReadOption) and own_name in RULES:
-        assert action.kind == RULES[own_name].kind  # the same in all commands
+    if isinstance(action, ReadOption) and own_name in OPTION_BY_NAME:
+        assert action.kind == OPTION_BY_NAME[own_name].kind  # the same in all commands
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -169,9 +169,9 @@ def test_an_audit_is_refused_before_its_images_are_read(
 
 
 def strategy_said_by(*words: str) -> list[str]:
-    options = search_parser(None).parse_args(words)
-    space = space_of(options)
-    return notes_on_scheduler(options, space, strategy_of(options, space))
+    given = read_command_line(words)
+    space = space_of(given)
+    return notes_on_scheduler(given.options, space, strategy_of(given.options, space))
 
 
 @pytest.mark.parametrize(

@@ -58,4 +58,5 @@ def test_every_package_has_a_docstring_and_imports_nothing():
     for path in (REPOSITORY / "tune_lung").rglob("__init__.py"):
         text = path.read_text(encoding="utf-8")
         assert text.startswith('"""'), path
-        assert "import " not in text.split('"""')[2], path
+        is_door = path.parent == REPOSITORY / "tune_lung"  # its names are loaded when they are asked for: see test_library
+        assert is_door or "import " not in text.split('"""')[2], path

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from tune_lung import __version__
 from tune_lung.errors import InputError, did_you_mean, exit_status
 from tune_lung.interrupts import end_process
+from tune_lung.version import __version__
 
 
 @dataclass(frozen=True)

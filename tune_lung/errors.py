@@ -1,7 +1,9 @@
 """The one error that a command turns into a line of text instead of a traceback, and how it does so."""
 
 import errno
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -9,6 +11,7 @@ from tune_lung.interrupts import unwound_by_signals
 from tune_lung.printable import complain, in_one_line
 
 _MOST_SHOWN = 120
+_FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
 
 
 class InputError(ValueError):
@@ -62,6 +65,21 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(shortened(word), names, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Allowed: {', '.join(names)}."
+
+
+def in_arguments(text: str) -> str:
+    """Write the options that a text for the command line names as arguments of Python: `--max-epochs` is `max_epochs`."""
+    return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
+
+
+@contextmanager
+def speaking_of_arguments() -> Iterator[None]:
+    """Let what the user can mend be told in arguments of Python: every text is written once, with the command's options."""
+    try:
+        yield
+    except InputError as error:
+        error.args = (in_arguments(str(error)),)
+        raise
 
 
 def require(condition: bool, text: str) -> None:

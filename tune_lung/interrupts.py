@@ -52,13 +52,17 @@ class Interruption:
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
+def interruptible(*, is_guest: bool = False) -> Iterator[Interruption]:
     """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into an `Interrupted`; a second wish ends the process at once.
 
     What comes within half a second of the first is the same wish: `timeout` sends its signal twice. What was before is so again
     after the block, unless it was interrupted: what is left to do then can be interrupted too, and the process is about to end.
     A signal that is ignored, as SIGINT by what a shell starts in the background, stays ignored. A thread that is not the main
     one leaves all signals as they are.
+
+    Args:
+        is_guest: Whether the process is another program's, which goes on: there a second wish is an `Interrupted` like the
+            first, and after the block everything is as before it.
 
     Yields:
         Which of them it was, once it has come.
@@ -67,10 +71,12 @@ def interruptible() -> Iterator[Interruption]:
 
     def interrupt(signal_number: int, _: FrameType | None) -> None:
         if wish.is_said_again():
+            if is_guest:
+                raise Interrupted(signal_number, wish)
             os._exit(128 + signal_number)
         if wish.came_at is None:
             wish.came_at, interruption.exit_status = time.monotonic(), 128 + signal_number
-            complain("\nStopping: closing the run's tables. Once more to leave at once.")
+            complain("\nStopping: closing the run's tables." + ("" if is_guest else " Once more to leave at once."))
             raise Interrupted(signal_number, wish)
 
     before = {number: signal.getsignal(number) for number in _ENDING} if _is_main_thread() else {}
@@ -81,7 +87,7 @@ def interruptible() -> Iterator[Interruption]:
         yield interruption
     finally:
         for number, handler in before.items():
-            if wish.came_at is None and signal.getsignal(number) is interrupt:
+            if (is_guest or wish.came_at is None) and signal.getsignal(number) is interrupt:
                 signal.signal(number, handler)
 
 
@@ -147,6 +153,21 @@ def _end_after(is_over: threading.Event, status: int) -> None:
 def _is_main_thread() -> bool:
     """Whether signals are for this thread to handle."""
     return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def said_to_the_process() -> Iterator[None]:
+    """Let a signal that has ended the block's work do to the process what it would have done without us.
+
+    Ctrl-C is a `KeyboardInterrupt`, as everywhere in Python. SIGTERM and SIGHUP end a process that has no handler of its own.
+    """
+    try:
+        with unwound_by_signals():
+            yield
+    except Interrupted as wish:
+        if _is_main_thread() and signal.getsignal(wish.signal_number) is signal.SIG_DFL:
+            signal.raise_signal(wish.signal_number)
+        raise
 
 
 def end_process(status: int) -> NoReturn:

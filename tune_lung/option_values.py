@@ -129,7 +129,8 @@ def _sentence(error: ValidationError, shown: str, name: str, unit: str) -> str:
             return f"{name} must be {words} {limits[limit]:.12g}{unit}, not {shown}."
     if "error" in limits:
         return f"{name} {shown or repr(shown)}: {limits['error']}"
-    return f"{name} must be {'a whole number' if first['type'].startswith('int') else 'a number'}, not {shown or repr(shown)}."
+    wanted = {"int": "a whole number", "string": "a text", "path": "a path"}.get(first["type"].partition("_")[0], "a number")
+    return f"{name} must be {wanted}, not {shown or repr(shown)}."
 
 
 class ReadOption(argparse.Action):

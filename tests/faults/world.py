@@ -148,7 +148,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         made = World(tmp_path / "world", listener, capsys)
 
         @contextmanager
-        def no_ray(address: str | None) -> NoReturn:
+        def no_ray(address: str | None, **_: object) -> NoReturn:
             made.addresses.append(address)
             raise InputError("Here Ray would start.")
             yield

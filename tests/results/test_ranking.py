@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_lung.results.ranking import best_points, pareto_front, point_means
+from tune_lung.results.ranking import best_points, leading_cell, pareto_front, point_means
 from tune_lung.strategy import Objective
 
 RECALL, PARAMS = Objective("val_macro_recall", "max"), Objective("trainable_params", "min")
@@ -106,3 +106,17 @@ def test_the_front_begins_with_the_best_in_the_first_objective_then_in_the_next(
     assert list(front.index) == [1, 3, 2, 0]
     assert list(pareto_front(points, (PARAMS, RECALL)).index) == [0, 2, 1, 3]
     np.testing.assert_array_equal(points["trainable_params"], [1, 9, 5, 9])  # the caller's rows stay as they were
+
+
+def test_the_leading_cell_is_that_of_the_best_mean_and_of_equal_ones_the_first():
+    trials = trials_of(
+        ("a", "lucky", "completed", 0.9, 1),
+        ("a", "lucky", "completed", 0.5, 1),
+        ("b", "steady", "completed", 0.8, 1),
+        ("c", "as good", "stopped", 0.8, 1),
+        ("d", "failed", "failed", 0.95, 1),
+        ("e", "running", "running", None, 1),
+    )
+    assert leading_cell(trials) == "b"
+    assert leading_cell(trials, order=["e", "c", "b"]) == "c"
+    assert leading_cell(trials[trials["cell"].isin(["d", "e"])]) is None

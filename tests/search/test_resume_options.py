@@ -15,8 +15,8 @@ from tune_lung.errors import InputError
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger, read_manifest
 from tune_lung.search.__main__ import main
-from tune_lung.search.option_rules import OPTION_RULES, Kept, rules_of
-from tune_lung.search.options import search_parser
+from tune_lung.search.command_line import read_command_line
+from tune_lung.search.options import OPTIONS, Kept, SearchOptions, options_kept
 from tune_lung.search.remembered import _memory_of, remember, remembered
 from tune_lung.search.resume_options import ResumedSearch, resumed_search, settings_of
 
@@ -46,7 +46,7 @@ def forge(root: Path, *removed: str, **said: Any) -> dict[str, Any]:
 
 
 def resumed(root: Path, *options: str) -> ResumedSearch:
-    return resumed_search(root, ["--resume", str(root), *options])
+    return resumed_search(root, read_command_line(["--resume", str(root), *options]))
 
 
 def options_of(root: Path, *options: str) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def test_nothing_that_only_the_user_may_say_is_taken_from_a_manifest(root: Path,
         before = forge(root, "settings", command=ORDERS)
         attempt = {name: before[name] for name in ("command", "attempt", "versions", "git_commit", "started_utc")}
         forge(root, earlier_attempts=[{**attempt, "ended_utc": None, "status": "interrupted"}])
-    options, defaults = options_of(root), vars(search_parser(None).parse_args([]))
-    user_only = [rule.name for rule in OPTION_RULES if not rule.may_a_manifest_say_it and rule.name != "resume"]
+    options, defaults = options_of(root), vars(SearchOptions())
+    user_only = [option.name for option in OPTIONS if not option.may_a_manifest_say_it and option.name != "resume"]
     assert {name: options[name] for name in user_only} == {name: defaults[name] for name in user_only}
 
 
@@ -138,21 +138,21 @@ def said_by_the_user(tmp_path: Path, *more: str) -> list[str]:
 
 
 def test_what_the_user_said_is_remembered_and_what_is_said_now_counts_more(root: Path, tmp_path: Path) -> None:
-    begun = search_parser(None).parse_args(said_by_the_user(tmp_path, "--space", "everything", "--seed", "9"))
+    begun = read_command_line(said_by_the_user(tmp_path, "--space", "everything", "--seed", "9")).options
     remember(root, read_manifest(RunPaths(root)), begun)
     options = options_of(root)
-    assert {rule.name: options[rule.name] for rule in rules_of(Kept.MEMORY)} == {
-        rule.name: getattr(begun, rule.name) for rule in rules_of(Kept.MEMORY)
+    assert {option.name: options[option.name] for option in options_kept(Kept.MEMORY)} == {
+        option.name: getattr(begun, option.name) for option in options_kept(Kept.MEMORY)
     }
     assert options["space"] != "everything"
     now = options_of(root, "--max-concurrent", "2", "--tracker", "mlflow", "--tracker", "tensorboard")
-    assert (now["max_concurrent"], now["tracker"], now["cpus_per_trial"]) == (2, ["tensorboard", "mlflow"], 2.0)
+    assert (now["max_concurrent"], now["tracker"], now["cpus_per_trial"]) == (2, ("tensorboard", "mlflow"), 2.0)
 
 
 def test_paths_are_remembered_in_full(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").mkdir()
     monkeypatch.chdir(tmp_path)
-    begun = search_parser(None).parse_args(["--data", "images", "--weights", "weights"])
+    begun = read_command_line(["--data", "images", "--weights", "weights"]).options
     remember(root, read_manifest(RunPaths(root)), begun)
     monkeypatch.chdir(root)
     assert (options_of(root)["data"], options_of(root)["weights"]) == (tmp_path / "images", str(tmp_path / "weights"))
@@ -176,21 +176,21 @@ def test_paths_are_remembered_in_full(root: Path, tmp_path: Path, monkeypatch: p
     ids=lambda changes: next(iter(changes)),
 )
 def test_another_run_in_the_place_of_ones_own_is_given_nothing(root: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    remember(root, read_manifest(RunPaths(root)), search_parser(None).parse_args(said_by_the_user(tmp_path)))
+    remember(root, read_manifest(RunPaths(root)), read_command_line(said_by_the_user(tmp_path)).options)
     assert options_of(root)["cache"] == tmp_path / "cache"
     forge(root, **changes)
-    assert (options_of(root)["cache"], options_of(root)["data"], options_of(root)["tracker"]) == (None, None, [])
+    assert (options_of(root)["cache"], options_of(root)["data"], options_of(root)["tracker"]) == (None, None, ())
 
 
 def test_a_copy_in_another_place_is_given_nothing(root: Path, tmp_path: Path) -> None:
-    remember(root, read_manifest(RunPaths(root)), search_parser(None).parse_args(said_by_the_user(tmp_path)))
+    remember(root, read_manifest(RunPaths(root)), read_command_line(said_by_the_user(tmp_path)).options)
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     assert options_of(copy)["data"] is None
 
 
 def test_a_memory_lasts_through_the_attempts_of_a_run(root: Path, tmp_path: Path) -> None:
     manifest = read_manifest(RunPaths(root))
-    remember(root, manifest, search_parser(None).parse_args(said_by_the_user(tmp_path)))
+    remember(root, manifest, read_command_line(said_by_the_user(tmp_path)).options)
     attempt = {
         name: manifest[name] for name in ("command", "attempt", "versions", "git_commit", "started_utc", "ended_utc", "status")
     }
@@ -208,7 +208,7 @@ MEMORY = {
 @given(memory=mutated(MEMORY) | st.just(["--space", "evil.py", "--cache", "/x"]))
 def test_a_memory_of_any_shape_is_read_or_passed_over(written: Path, memory: Any) -> None:
     manifest = read_manifest(RunPaths(written))
-    remember(written, manifest, search_parser(None).parse_args([]))
+    remember(written, manifest, SearchOptions())
     path = _memory_of(written)
     own = json.loads(path.read_text())["run"]
     if isinstance(memory, dict) and memory.get("run") == "0":
@@ -216,7 +216,7 @@ def test_a_memory_of_any_shape_is_read_or_passed_over(written: Path, memory: Any
     path.write_text(as_text(memory))
     try:
         found = remembered(written, manifest)
-        kinds = {"data": Path, "cache_size": int, "tracker": list, "max_concurrent": int, "follow_links": bool}
+        kinds = {"data": Path, "cache_size": int, "tracker": tuple, "max_concurrent": int, "follow_links": bool}
         assert all(isinstance(value, kinds.get(name, object)) for name, value in found.items())
     finally:
         path.unlink()
@@ -380,9 +380,9 @@ def test_a_manifest_of_any_shape_goes_on_or_is_refused_in_one_line(written: Path
         return
     assert found.strategy.num_trials(found.space) <= 100_000
     assert not [
-        rule.name
-        for rule in rules_of(Kept.MEMORY)
-        if getattr(found.options, rule.name) not in (None, [], False, 20 * 10**9, 1800.0, "random", "imagenet")
+        option.name
+        for option in options_kept(Kept.MEMORY)
+        if getattr(found.options, option.name) not in (None, (), False, 20 * 10**9, 1800.0, "random", "imagenet")
     ]
 
 

@@ -21,7 +21,7 @@ from tune_lung.results.reader import read_run
 from tune_lung.results.schema import FailureKind, TrialStatus
 from tune_lung.search import request as search_request
 from tune_lung.search import supervision as search_supervision
-from tune_lung.search.options import search_parser
+from tune_lung.search.command_line import read_command_line
 from tune_lung.search.request import SearchRequest
 from tune_lung.search.resume_options import resumed_search
 from tune_lung.search.steps import _known_trials
@@ -29,6 +29,7 @@ from tune_lung.search.supervision import Supervised, _write_end, opened_ledger, 
 from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
+from tune_lung.tuning.recorder import SearchHaltedError
 from tune_lung.tuning.trial_record import TrialRecord
 
 from tests.tuned_run import setup_of, write_tuned_run
@@ -50,8 +51,7 @@ def _frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request_of(folder: Path, *options: str) -> SearchRequest:
-    arguments = ["--out", str(folder), *options]
-    return SearchRequest.new(search_parser(None).parse_args(arguments), arguments)
+    return SearchRequest.new(read_command_line(["--out", str(folder), *options]))
 
 
 @pytest.fixture
@@ -129,7 +129,9 @@ def test_lessons_that_are_gone_are_told_of(
     request = replace(request_of(tmp_path, "--name", "run", "--set", "padding=same"), teacher=teacher)
     with opened_ledger(request, setup, prepared, []) as (ledger, own, _):
         pass
-    going_on = SearchRequest.to_go_on(resumed_search(ledger.paths.root, ["--resume", str(ledger.paths.root)]), own)
+    going_on = SearchRequest.to_go_on(
+        resumed_search(ledger.paths.root, read_command_line(["--resume", str(ledger.paths.root)])), own
+    )
     assert _known_trials(going_on, setup, Console()) == []
     assert capsys.readouterr().out == ""
     ledger.paths.lessons.unlink()
@@ -153,7 +155,7 @@ def test_an_out_that_is_no_folder_is_refused_before_anything_is_decoded(tmp_path
 
 
 def going_on(root: Path, own: Ownership, *options: str) -> SearchRequest:
-    return SearchRequest.to_go_on(resumed_search(root, ["--resume", str(root), *options]), own)
+    return SearchRequest.to_go_on(resumed_search(root, read_command_line(["--resume", str(root), *options])), own)
 
 
 @pytest.fixture
@@ -243,6 +245,55 @@ def test_a_new_run_has_no_other_numbers_to_allow(tmp_path: Path) -> None:
         request_of(tmp_path, "--allow-other-numbers")
 
 
+def supervised_of(request: SearchRequest, setup: SearchSetup) -> Supervised:
+    assert request.ownership is not None
+    return Supervised(
+        request=request,
+        setup=replace(setup, run_root=request.root),
+        resources=RESOURCES,
+        ledger=Ledger.open(request.root),
+        ownership=request.ownership,
+        known=[],
+        found=None,
+        seconds_before=(0.0, 0.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "written"), [(KeyboardInterrupt(), 130, "interrupted"), (SearchHaltedError("Mend it."), 1, "failed")]
+)
+def test_what_is_a_status_of_the_command_is_an_exception_of_a_guest(
+    root: Path, setup: SearchSetup, monkeypatch: pytest.MonkeyPatch, end: BaseException, status: int, written: str
+) -> None:
+    def searched(*_: object) -> None:
+        raise end
+
+    monkeypatch.setattr(search_supervision, "_run", searched)
+    with Ownership.claim(root, at_least=2) as own:
+        supervised = supervised_of(going_on(root, own), setup)
+        assert supervise(supervised, Console(), ClusterWatch(None)) == status
+        guest = replace(supervised, request=replace(supervised.request, is_guest=True))
+        with pytest.raises(type(end)):
+            supervise(guest, Console(), ClusterWatch(None))
+    assert read_run(root).manifest["status"] == written
+
+
+def test_a_guest_whose_ray_has_died_is_told_so_and_its_run_was_interrupted(
+    root: Path, setup: SearchSetup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = ClusterWatch(None, is_guest=True)
+
+    def die(*_: object) -> None:
+        watch._lose("Ray's node process (raylet)")
+        raise RuntimeError("What Ray makes of it.")
+
+    monkeypatch.setattr(search_supervision, "_run", die)
+    with Ownership.claim(root, at_least=2) as own, pytest.raises(InputError, match=r"^Ray's node process \(raylet\) has died: "):
+        supervise(supervised_of(replace(going_on(root, own), is_guest=True), setup), Console(width=1000), watch)
+    assert read_run(root).manifest["status"] == "interrupted"
+    assert "To go on: --resume" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("failed", "told"),
     [
@@ -264,16 +315,7 @@ def test_the_end_names_what_failed_for_a_cause_that_may_be_mended(
     records = [replace(done, status=TrialStatus.FAILED, failure_kind=FailureKind(kind)) for kind in failed]
     monkeypatch.setattr(search_supervision, "_run", lambda *_: [done, *records])
     with Ownership.claim(root, at_least=2) as own:
-        supervised = Supervised(
-            request=going_on(root, own),
-            setup=replace(setup, run_root=root),
-            resources=RESOURCES,
-            ledger=Ledger.open(root),
-            ownership=own,
-            known=[],
-            found=None,
-            seconds_before=(0.0, 0.0),
-        )
+        supervised = supervised_of(going_on(root, own), setup)
         assert supervise(supervised, Console(width=1000), ClusterWatch(None)) is None
     printed = capsys.readouterr().out
     assert (told is None) == ("may be mended" not in printed)

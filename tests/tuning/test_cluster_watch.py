@@ -19,8 +19,8 @@ from tune_lung.tuning.cluster_watch import ClusterWatch
 class Watched(ClusterWatch):
     """A watch whose process does not end, but is asked whether it would have."""
 
-    def __init__(self, node: Any) -> None:
-        super().__init__(node)
+    def __init__(self, node: Any, **told: bool) -> None:
+        super().__init__(node, **told)
         self.ends, self.told = threading.Event(), []
         self.last_words = lambda: self.told.append(self.sentence())
 
@@ -61,6 +61,18 @@ def test_a_death_is_told_at_once_and_ends_the_process(processes: dict[str, Any],
         processes[kind].kill()
         assert watch.ends.wait(0.5)
     assert watch.told == [sentence]
+
+
+def test_a_guest_tells_of_a_death_and_leaves_the_end_to_ray(processes: dict[str, Any]) -> None:
+    watch = Watched(node_of(processes), is_guest=True)
+    with watch.watching():
+        processes["raylet"].kill()
+        deadline = time.monotonic() + 20
+        while not watch.told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        watch.gives_way()
+    assert (len(watch.told), watch.ends.is_set()) == (1, False)
+    assert processes["gcs_server"].poll() is None
 
 
 def test_whoever_searches_need_not_be_the_main_thread(processes: dict[str, Any]) -> None:

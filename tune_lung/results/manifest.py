@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from tune_lung import __version__
 from tune_lung.config import DeviceKind, Precision, Protocol, RunConfig
 from tune_lung.families.backbone import WeightsKind
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
@@ -27,6 +26,7 @@ from tune_lung.results.schema import SCHEMA_VERSION
 from tune_lung.shapes import DISTINCT, AttemptNumber, Count, ListOf, Text, require_shape
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
+from tune_lung.version import __version__
 
 Outcome = Literal["running", "completed", "interrupted", "failed"]
 MOST_MANIFEST_BYTES = 4 * 2**20

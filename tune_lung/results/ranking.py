@@ -55,7 +55,8 @@ def leading_cell(trials: pd.DataFrame, order: Sequence[str] = ()) -> str | None:
         The cell; None where no trial that has not failed has a score.
     """
     scored = trials[(trials["status"] != TrialStatus.FAILED) & trials["selection_score"].notna()]
-    best, scores = best_points(scored), defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
+    best = best_points(scored)
     for cell, score in zip(best["cell"], best["selection_score"], strict=True):
         scores[str(cell)].append(float(score))
     cells = [*(cell for cell in order if cell in scores), *sorted(set(scores) - set(order))]

@@ -17,8 +17,10 @@ from tune_lung.results.layout import TABLES, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.manifest import note_of_other_numbers
 from tune_lung.results.parts import read_parts
+from tune_lung.results.ranking import leading_cell
 from tune_lung.results.row_rules import has_good_rows, trials_of
 from tune_lung.results.schema import SCHEMA_VERSION, table_schema
+from tune_lung.space import Cell, SearchSpace
 
 _MOST_LETTERS = 200
 """Of a run's name; a folder's has no more than 255 bytes."""
@@ -53,6 +55,40 @@ class Run:
     """Parts that could not be read, such as `epochs/3f2a.parquet`."""
     foreign: tuple[str, ...] = ()
     """Files among the parts that are none of the run, such as `epochs/3f2a (conflicted copy).parquet`: they are left alone."""
+
+    def __repr__(self) -> str:
+        """Say in a line what it is and how far it came."""
+        trials = f"{len(self.trials)} trials" if len(self.trials) != 1 else "1 trial"
+        best = self._leading_cell()
+        told = [str(self.manifest["status"]), trials, *([] if best is None else [f"best cell '{in_one_line(best)}'"])]
+        return f"<Run '{self.name}': {', '.join(told)}{'; synthetic X-rays' if self.synthetic else ''}>"
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.paths.root
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Enumerate the cells of the run's space; none where another version wrote it, then the trials alone tell their cells."""
+        try:
+            return SearchSpace.from_json(self.manifest["space"]).cells()
+        except InputError:
+            return ()
+
+    @property
+    def best_cell(self) -> str:
+        """The cell whose best point has the highest selection score on validation, as the mean of its repeats.
+
+        Raises:
+            InputError: No trial has one.
+        """
+        best = self._leading_cell()
+        if best is None:
+            raise InputError(f"No trial of '{self.name}' has a selection score, so that no cell is the best.")
+        return best
+
+    def _leading_cell(self) -> str | None:
+        return leading_cell(self.trials, [cell.name for cell in self.cells()])
 
     @property
     def name(self) -> str:

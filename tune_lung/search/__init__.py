@@ -1,1 +1,1 @@
-"""The search command: its options, what they ask for, the steps from images to a report, and every way in which it ends."""
+"""A search by command or from Python: its options, what they ask for, the steps from images to a report, and how it ends."""

@@ -9,10 +9,8 @@ if __name__ == "__main__":  # before anything else is imported
 
     begin_command()
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,7 +19,9 @@ from tune_lung.errors import exit_status
 from tune_lung.files import shown_path
 from tune_lung.interrupts import end_process
 from tune_lung.screen import Screen, say
-from tune_lung.search.options import check_trackers, search_parser
+from tune_lung.search.command_line import read_command_line
+from tune_lung.search.interpretation import check_trackers
+from tune_lung.search.options import SearchOptions
 from tune_lung.space_files import load_space, shipped_space_files, space_question
 from tune_lung.working_folder import away_from_it
 
@@ -46,14 +46,15 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m tu
     return exit_status(lambda: _run(given, Screen(), program))
 
 
-def _run(given: list[str], console: Console, program: str) -> int:
+def _run(arguments: list[str], console: Console, program: str) -> int:
     description = __doc__.replace("python -m tune_lung.search", program)
-    options = search_parser(description, program=program).parse_args(given)
-    if options.list_spaces:
+    given = read_command_line(arguments, description, program=program)
+    if given.options.list_spaces:
         return _list_spaces(console)
-    if options.resume is not None:
-        return _resume(options.resume, given, console)
-    return _begin(options, given, console)
+    from tune_lung.search.request import requested
+
+    with requested(given) as request:
+        return _search(request, console)
 
 
 def _list_spaces(console: Console) -> int:
@@ -65,23 +66,6 @@ def _list_spaces(console: Console) -> int:
     return 0
 
 
-def _begin(options: argparse.Namespace, arguments: list[str], console: Console) -> int:
-    from tune_lung.search.request import SearchRequest
-
-    return _search(SearchRequest.new(options, arguments), console)
-
-
-def _resume(root: Path, arguments: list[str], console: Console) -> int:
-    from tune_lung.results.ownership import Ownership
-    from tune_lung.search.request import SearchRequest
-    from tune_lung.search.resume_options import resumed_search
-
-    resumed = resumed_search(root, arguments)
-    with Ownership.claim(resumed.root, at_least=resumed.manifest["attempt"] + 1) as ownership:
-        resumed = resumed_search(root, arguments)  # as it is now that nobody else writes it
-        return _search(SearchRequest.to_go_on(resumed, ownership), console)
-
-
 def _search(request: "SearchRequest", console: Console) -> int:
     """Search, and report what was found."""
     check_trackers(request.options)
@@ -89,10 +73,10 @@ def _search(request: "SearchRequest", console: Console) -> int:
     with away_from_it():
         from tune_lung.search.steps import search
 
-    return search(request, console, _reporter(request.options, console))
+    return search(request, console, _reporter(request.options, console)).status
 
 
-def _reporter(options: argparse.Namespace, console: Console) -> "Callable[[Ledger], None]":
+def _reporter(options: SearchOptions, console: Console) -> "Callable[[Ledger], None]":
     def report(ledger: "Ledger") -> None:
         root = ledger.paths.root
         if not options.no_report:

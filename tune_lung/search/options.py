@@ -1,293 +1,449 @@
-"""The options of `python -m tune_lung.search`, and what they mean: every value that a search is made of."""
+"""The one list of the search's options: of each its type, default and help, where it is kept, and whether a resume may change it.
 
-import argparse
-from collections.abc import Sequence
-from importlib.util import find_spec
+The command line, the keywords of `tune_lung.run_search`, what a run's manifest may say, what is remembered of a run, and what a
+resume may change are all made from it. A new option is a field of `SearchOptions`, a key of `SearchKeywords` if Python may say
+it, and the place that uses it.
+
+A run's manifest may be a stranger's. What defines the search is read from it as data, part by part, and nothing else is:
+no path, no address, no tracker, nothing that takes room, CPUs or GPUs. Those come from the command line that resumes, or
+from what the same user said of the same run before (`tune_lung.search.remembered`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
-from tune_lung.config import PROTOCOLS, RunConfig, default_select_by, value_from_text
+from tune_lung.config import Protocol
 from tune_lung.data.cache import DEFAULT_SIZE_BYTES
-from tune_lung.errors import InputError
 from tune_lung.families.family import PointValue
 from tune_lung.metrics import names_to_choose
-from tune_lung.results.layout import DEFAULT_KEEP, KEEPS
-from tune_lung.search.option_rules import add_value, rule_of
-from tune_lung.space import SearchSpace
-from tune_lung.space_files import load_space
-from tune_lung.strategy import (
-    DEFAULT_GRACE_EPOCHS,
-    DEFAULT_REDUCTION_FACTOR,
-    SAMPLERS,
-    SCHEDULERS,
-    SELECTION,
-    Strategy,
-    parse_objectives,
+from tune_lung.option_values import (
+    AtLeast1,
+    Cpus,
+    Duration,
+    Gpus,
+    HangTimeout,
+    NameOrPlace,
+    Place,
+    Size,
+    Whole,
+    Words,
 )
+from tune_lung.results.layout import DEFAULT_KEEP, KeepName
+from tune_lung.space import SearchSpace
+from tune_lung.strategy import DEFAULT_GRACE_EPOCHS, DEFAULT_REDUCTION_FACTOR, SamplerName, SchedulerName
 
-_UNNAMED = object()
-_OPTION_BY_FIELD = {
-    "max_epochs": "--max-epochs",
-    "patience": "--patience",
-    "precision": "--precision",
-    "weights": "--weights",
-}
-_PACKAGES_BY_TRACKER = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-_DEFAULT_HANG_SECONDS = 30 * 60.0
+if TYPE_CHECKING:
+    from tune_lung.results.reader import Run
+
+_T = TypeVar("_T")
+TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
+WishedPrecision: TypeAlias = Literal["auto", "bf16", "fp32"]
 
 
-def search_parser(description: str | None, *, program: str = "python -m tune_lung.search") -> argparse.ArgumentParser:
-    """Make the command's parser.
+class Group(Enum):
+    """Headings of `--help`, in its order."""
 
-    Args:
-        description: Stands above the options in `--help`.
-        program: What the user calls the command.
-    """
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Not for clinical use. A run's tables are Parquet files that pandas reads; see the README for their columns.",
+    WHAT = "what is searched"
+    HOW = "how it is searched"
+    IMAGES = "images"
+    TRAINING = "training"
+    WHERE = "where it runs"
+    RESULTS = "results"
+
+
+class Kept(Enum):
+    """Where a run that goes on finds what was said."""
+
+    SPACE = "space"
+    """In the manifest's space, as what it has made of it."""
+    STRATEGY = "strategy"
+    """In the manifest's strategy."""
+    RUN = "run"
+    """In the manifest's own fields, those of `RunConfig`."""
+    SETTINGS = "settings"
+    """In the manifest's `settings`."""
+    MEMORY = "memory"
+    """In the user's own memory, outside the run: no manifest can say it."""
+    NOWHERE = "nowhere"
+    """Each command line says it anew."""
+
+
+class Change(Enum):
+    """Whether a run that goes on may be told something else than it was before."""
+
+    NEVER = "never"
+    GROW = "may grow"
+    FREELY = "freely"
+
+
+def _option(
+    default: _T,
+    text: str,
+    group: Group,
+    kept: Kept,
+    change: Change,
+    *,
+    metavar: str | None = None,
+    of_commands_only: bool = False,
+) -> _T:
+    """Declare a field of `SearchOptions`; the arguments are those of `Option`."""
+    told = {"text": text, "group": group, "kept": kept, "change": change, "metavar": metavar}
+    return field(default=default, metadata={**told, "of_commands_only": of_commands_only})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What a search is asked for, by whatever door: None stands for what the space, the data or the machine decides."""
+
+    space: NameOrPlace = _option(
+        "freeze_grid", "a shipped space or the path of a .py file (default: {default})", Group.WHAT, Kept.SPACE, Change.NEVER
     )
-    _add_what(parser.add_argument_group("what is searched"))
-    _add_how(parser.add_argument_group("how it is searched"))
-    _add_images(parser.add_argument_group("images"))
-    _add_training(parser.add_argument_group("training"))
-    _add_where(parser.add_argument_group("where it runs"))
-    _add_results(parser.add_argument_group("results"))
-    return parser
-
-
-def _add_what(group: argparse._ArgumentGroup) -> None:
-    add_value(group, "space", default="freeze_grid", text="a shipped space or the path of a .py file (default: %(default)s)")
-    group.add_argument("--list-spaces", action="store_true", help="name the shipped spaces and the question of each, and stop")
-    group.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a field in every arm it applies to; repeatable"
+    list_spaces: bool = _option(
+        False,
+        "name the shipped spaces and the question of each, and stop",
+        Group.WHAT,
+        Kept.NOWHERE,
+        Change.NEVER,
+        of_commands_only=True,
     )
-    group.add_argument(
-        "--protocol", choices=PROTOCOLS, help="rules of loss, freezing, split and selection (default: the space's)"
+    set: tuple[str, ...] = _option(
+        (), "fix a field in every arm it applies to; repeatable", Group.WHAT, Kept.SPACE, Change.NEVER, metavar="KEY=VALUE"
     )
-    add_value(
-        group,
-        "select_by",
+    protocol: Protocol | None = _option(
+        None, "rules of loss, freezing, split and selection (default: the space's)", Group.WHAT, Kept.RUN, Change.NEVER
+    )
+    select_by: Words | None = _option(
+        None,
+        f"what decides: {', '.join(names_to_choose())} (default: val_macro_recall; published: val_loss)",
+        Group.WHAT,
+        Kept.RUN,
+        Change.NEVER,
         metavar="COLUMN",
-        text=f"what decides: {', '.join(names_to_choose())} (default: val_macro_recall; published: val_loss)",
     )
-    add_value(
-        group,
-        "objective",
+    objective: Words | None = _option(
+        None,
+        "two or more numbers to trade off, such as val_macro_recall:max,trainable_params:min (default: the selection score)",
+        Group.WHAT,
+        Kept.STRATEGY,
+        Change.NEVER,
         metavar="COLUMN:max,...",
-        text="two or more numbers to trade off, such as val_macro_recall:max,trainable_params:min (default: the selection score)",
     )
-    add_value(group, "seed", default=0, text="root of every random choice (default: %(default)s)")
+    seed: Whole = _option(0, "root of every random choice (default: {default})", Group.WHAT, Kept.RUN, Change.NEVER)
 
-
-def _add_how(group: argparse._ArgumentGroup) -> None:
-    add_value(group, "samples", metavar="N", text="points of each cell where a space samples (default: 32)")
-    add_value(group, "repeats", default=1, metavar="N", text="seeds of each point (default: %(default)s)")
-    group.add_argument("--sampler", choices=SAMPLERS, help="who proposes points (default: tpe; a grid is run whole)")
-    group.add_argument(
-        "--scheduler", choices=SCHEDULERS, help="who stops trials early (default: asha where points are sampled, else none)"
+    samples: Whole | None = _option(
+        None, "points of each cell where a space samples (default: 32)", Group.HOW, Kept.STRATEGY, Change.GROW, metavar="N"
     )
-    add_value(
-        group,
-        "grace_epochs",
+    repeats: Whole = _option(1, "seeds of each point (default: {default})", Group.HOW, Kept.STRATEGY, Change.GROW, metavar="N")
+    sampler: SamplerName | None = _option(
+        None, "who proposes points (default: tpe; a grid is run whole)", Group.HOW, Kept.STRATEGY, Change.NEVER
+    )
+    scheduler: SchedulerName | None = _option(
+        None,
+        "who stops trials early (default: asha where points are sampled, else none)",
+        Group.HOW,
+        Kept.STRATEGY,
+        Change.NEVER,
+    )
+    grace_epochs: Whole | None = _option(
+        None,
+        f"epochs before trials are compared (default: {DEFAULT_GRACE_EPOCHS})",
+        Group.HOW,
+        Kept.STRATEGY,
+        Change.NEVER,
         metavar="N",
-        text=f"epochs before trials are compared (default: {DEFAULT_GRACE_EPOCHS})",
     )
-    add_value(
-        group,
-        "reduction_factor",
+    reduction_factor: Whole | None = _option(
+        None,
+        f"asha lets one trial in N go on (default: {DEFAULT_REDUCTION_FACTOR})",
+        Group.HOW,
+        Kept.STRATEGY,
+        Change.NEVER,
         metavar="N",
-        text=f"asha lets one trial in N go on (default: {DEFAULT_REDUCTION_FACTOR})",
     )
-    add_value(group, "time_budget", metavar="TIME", text="start nothing new after it, such as 30m or 8h (default: no limit)")
-    add_value(group, "warm_start", metavar="RUN", text="learn from an earlier run's trials, and repeat none")
-    add_value(
-        group,
-        "resume",
-        metavar="RUN",
-        text="go on with a run that was stopped; --samples, --repeats, --time-budget and --max-epochs may grow",
-    )
-    group.add_argument(
-        "--allow-other-numbers",
-        action="store_true",
-        help="with --resume: go on with other threads, or another kind of device, though numbers differ; reports say so",
-    )
-    group.add_argument("--dry-run", action="store_true", help="say what it would try, take and need, and stop")
-
-
-def _add_images(group: argparse._ArgumentGroup) -> None:
-    add_value(group, "data", metavar="DIR", text="one folder per class (default: synthetic X-rays, made here)")
-    add_value(group, "image_size", default=128, metavar="PX", text="side in pixels (default: %(default)s)")
-    add_value(group, "limit", metavar="N", text="use N images at most, drawn class by class")
-    group.add_argument("--strict-data", action="store_true", help="stop at a bad file instead of leaving it out")
-    group.add_argument("--follow-links", action="store_true", help="follow links that lead out of the image folder")
-    add_value(group, "cache", metavar="DIR", text="where decoded pixels and features lie (default: the user's cache folder)")
-    add_value(
-        group,
-        "cache_size",
-        default=DEFAULT_SIZE_BYTES,
-        metavar="SIZE",
-        text="room for them, such as 5GB (default: 20GB)",
-    )
-
-
-def _add_training(group: argparse._ArgumentGroup) -> None:
-    add_value(group, "weights", metavar="FROM", text="imagenet (with --data), random (without), a file, or a folder")
-    add_value(group, "max_epochs", metavar="N", text="epochs of a trial at most (default: the space's, else 100)")
-    add_value(group, "patience", metavar="N", text="epochs without a better score (default: the space's, else 20)")
-    group.add_argument(
-        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where it is native, strict only"
-    )
-
-
-def _add_where(group: argparse._ArgumentGroup) -> None:
-    add_value(group, "address", text="a running Ray cluster, such as auto (default: Ray on this machine alone)")
-    add_value(group, "cpus_per_trial", metavar="N", text="also a trial's torch threads (default: 1)")
-    add_value(group, "gpus_per_trial", metavar="N", text="default: 1 where nodes have GPUs, else 0")
-    add_value(
-        group,
-        "hang_timeout",
-        default=_DEFAULT_HANG_SECONDS,
+    time_budget: Duration | None = _option(
+        None,
+        "start nothing new after it, such as 30m or 8h (default: no limit)",
+        Group.HOW,
+        Kept.STRATEGY,
+        Change.GROW,
         metavar="TIME",
-        text="a worker that finishes no batch for so long is ended, and its trial tried again (default: 30m)",
     )
-    add_value(group, "max_concurrent", metavar="N", text="trials at once at most (default: as many as fit)")
-
-
-def _add_results(group: argparse._ArgumentGroup) -> None:
-    add_value(group, "out", default=Path("runs"), metavar="DIR", text="parent of runs (default: %(default)s)")
-    group.add_argument("--name", help="the run's folder (default: space and UTC time, and a number where that is taken)")
-    group.add_argument(
-        "--tracker",
-        action="append",
-        default=[],
-        choices=_PACKAGES_BY_TRACKER,
-        help="tell another tool of every epoch; repeatable",
+    warm_start: Place | None = _option(
+        None, "learn from an earlier run's trials, and repeat none", Group.HOW, Kept.NOWHERE, Change.NEVER, metavar="RUN"
     )
-    group.add_argument(
-        "--keep",
-        choices=KEEPS,
-        default=DEFAULT_KEEP,
-        help="networks that stay: of each cell's best and first point and of the front, of every trial (best), or all with what"
-        " training goes on from (default: %(default)s)",
+    resume: Place | None = _option(
+        None,
+        "go on with a run that was stopped; --samples, --repeats, --time-budget and --max-epochs may grow",
+        Group.HOW,
+        Kept.NOWHERE,
+        Change.FREELY,
+        metavar="RUN",
     )
-    group.add_argument("--profile", action="store_true", help="write down where each trial's time goes, and draw it")
-    group.add_argument("--no-report", action="store_true", help="draw no figures at the end")
-
-
-def given_options(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read only what a command line names, no defaults."""
-    parser = search_parser(None)
-    unnamed = {name: [] if isinstance(default, list) else _UNNAMED for name, default in vars(parser.parse_args([])).items()}
-    found = vars(parser.parse_args(arguments, argparse.Namespace(**unnamed)))
-    return {name: value for name, value in found.items() if value not in (_UNNAMED, [])}
-
-
-def space_of(options: argparse.Namespace) -> SearchSpace:
-    """Load the space, with the fields that options fix.
-
-    Raises:
-        InputError: The space, or a field, is wrong.
-    """
-    return with_fixed_fields(load_space(options.space), options)
-
-
-def with_fixed_fields(space: SearchSpace, options: argparse.Namespace) -> SearchSpace:
-    """Return a space with the fields that options fix.
-
-    Raises:
-        InputError: A field is wrong.
-    """
-    fixed: dict[str, PointValue] = {}
-    for text in options.set:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise InputError(f"--set {text}: write KEY=VALUE, such as --set batch_size=32.")
-        if name in fixed and fixed[name] != value_from_text(name, value):
-            raise InputError(f"--set {name} is given twice, with two values. Give it once.")
-        if name in _OPTION_BY_FIELD:
-            raise InputError(f"--set {name}: use {_OPTION_BY_FIELD[name]} instead.")
-        fixed[name] = value_from_text(name, value)
-    for name in ("max_epochs", "patience"):
-        if getattr(options, name) is not None:
-            fixed[name] = getattr(options, name)
-    return space.with_fixed(fixed)
-
-
-def run_config_of(options: argparse.Namespace, space: SearchSpace) -> RunConfig:
-    """Read what all trials of the run share.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-    protocol = options.protocol or space.protocol
-    select_by = options.select_by or default_select_by(protocol)
-    return RunConfig(protocol=protocol, image_size=options.image_size, select_by=select_by, seed=options.seed)
-
-
-def strategy_of(options: argparse.Namespace, space: SearchSpace) -> Strategy:
-    """Read how the space is searched.
-
-    Raises:
-        InputError: The options do not fit the space or each other.
-    """
-    strategy = Strategy.for_space(
-        space,
-        sampler=options.sampler,
-        scheduler=options.scheduler,
-        samples=options.samples,
-        objectives=(SELECTION,) if options.objective is None else parse_objectives(options.objective),
-        repeats=options.repeats,
-        grace_epochs=DEFAULT_GRACE_EPOCHS if options.grace_epochs is None else options.grace_epochs,
-        reduction_factor=DEFAULT_REDUCTION_FACTOR if options.reduction_factor is None else options.reduction_factor,
-        time_budget_seconds=options.time_budget,
+    allow_other_numbers: bool = _option(  # each attempt's manifest has what it said
+        False,
+        "with --resume: go on with other threads, or another kind of device, though numbers differ; reports say so",
+        Group.HOW,
+        Kept.NOWHERE,
+        Change.FREELY,
     )
-    is_wish = options.scheduler is not None or options.grace_epochs is not None
-    if is_wish and strategy.scheduler != "none" and not strategy.compares_in(space):
-        raise InputError(
-            f"--grace-epochs {strategy.grace_epochs}: trials run {space.max_epochs()} epochs at most (--max-epochs), so"
-            f" {strategy.scheduler} would compare none. Lower it, or choose --scheduler none."
-        )
-    return strategy
+    dry_run: bool = _option(
+        False,
+        "say what it would try, take and need, and stop",
+        Group.HOW,
+        Kept.NOWHERE,
+        Change.NEVER,
+        of_commands_only=True,
+    )
+
+    data: Place | None = _option(  # the same images, wherever they lie: their digest is compared
+        None,
+        "one folder per class (default: synthetic X-rays, made here)",
+        Group.IMAGES,
+        Kept.MEMORY,
+        Change.FREELY,
+        metavar="DIR",
+    )
+    image_size: Whole = _option(128, "side in pixels (default: {default})", Group.IMAGES, Kept.RUN, Change.NEVER, metavar="PX")
+    limit: AtLeast1 | None = _option(
+        None, "use N images at most, drawn class by class", Group.IMAGES, Kept.SETTINGS, Change.NEVER, metavar="N"
+    )
+    strict_data: bool = _option(False, "stop at a bad file instead of leaving it out", Group.IMAGES, Kept.SETTINGS, Change.FREELY)
+    follow_links: bool = _option(
+        False, "follow links that lead out of the image folder", Group.IMAGES, Kept.MEMORY, Change.FREELY
+    )
+    cache: Place | None = _option(
+        None,
+        "where decoded pixels and features lie (default: the user's cache folder)",
+        Group.IMAGES,
+        Kept.MEMORY,
+        Change.FREELY,
+        metavar="DIR",
+    )
+    cache_size: Size = _option(
+        DEFAULT_SIZE_BYTES,
+        "room for them, such as 5GB (default: 20GB)",
+        Group.IMAGES,
+        Kept.MEMORY,
+        Change.FREELY,
+        metavar="SIZE",
+    )
+
+    weights: NameOrPlace | None = _option(  # the same, wherever they lie: their digest is compared
+        None,
+        "imagenet (with --data), random (without), a file, or a folder",
+        Group.TRAINING,
+        Kept.MEMORY,
+        Change.FREELY,
+        metavar="FROM",
+    )
+    max_epochs: Whole | None = _option(
+        None,
+        "epochs of a trial at most (default: the space's, else 100)",
+        Group.TRAINING,
+        Kept.SPACE,
+        Change.GROW,
+        metavar="N",
+    )
+    patience: Whole | None = _option(
+        None,
+        "epochs without a better score (default: the space's, else 20)",
+        Group.TRAINING,
+        Kept.SPACE,
+        Change.NEVER,
+        metavar="N",
+    )
+    precision: WishedPrecision = _option(
+        "auto", "auto: bf16 where it is native, strict only", Group.TRAINING, Kept.SPACE, Change.NEVER
+    )
+
+    address: Words | None = _option(
+        None,
+        "a running Ray cluster, such as auto (default: Ray on this machine alone)",
+        Group.WHERE,
+        Kept.MEMORY,
+        Change.FREELY,
+    )
+    cpus_per_trial: Cpus | None = _option(
+        None, "also a trial's torch threads (default: 1)", Group.WHERE, Kept.MEMORY, Change.FREELY, metavar="N"
+    )
+    gpus_per_trial: Gpus | None = _option(
+        None, "default: 1 where nodes have GPUs, else 0", Group.WHERE, Kept.MEMORY, Change.FREELY, metavar="N"
+    )
+    hang_timeout: HangTimeout = _option(
+        30 * 60.0,
+        "a worker that finishes no batch for so long is ended, and its trial tried again (default: 30m)",
+        Group.WHERE,
+        Kept.MEMORY,
+        Change.FREELY,
+        metavar="TIME",
+    )
+    max_concurrent: AtLeast1 | None = _option(
+        None, "trials at once at most (default: as many as fit)", Group.WHERE, Kept.MEMORY, Change.FREELY, metavar="N"
+    )
+
+    out: Place = _option(
+        Path("runs"), "parent of runs (default: {default})", Group.RESULTS, Kept.NOWHERE, Change.NEVER, metavar="DIR"
+    )
+    name: str | None = _option(
+        None,
+        "the run's folder (default: space and UTC time, and a number where that is taken)",
+        Group.RESULTS,
+        Kept.NOWHERE,
+        Change.NEVER,
+    )
+    tracker: tuple[TrackerName, ...] = _option(
+        (), "tell another tool of every epoch; repeatable", Group.RESULTS, Kept.MEMORY, Change.FREELY
+    )
+    keep: KeepName = _option(  # goes with the run: elsewhere nothing else is removed
+        DEFAULT_KEEP,
+        "networks that stay: of each cell's best and first point and of the front, of every trial (best), or all with what"
+        " training goes on from (default: {default})",
+        Group.RESULTS,
+        Kept.SETTINGS,
+        Change.FREELY,
+    )
+    profile: bool = _option(
+        False, "write down where each trial's time goes, and draw it", Group.RESULTS, Kept.MEMORY, Change.FREELY
+    )
+    no_report: bool = _option(
+        False, "draw no figures at the end", Group.RESULTS, Kept.MEMORY, Change.FREELY, of_commands_only=True
+    )
 
 
-def notes_on_scheduler(options: argparse.Namespace, space: SearchSpace, strategy: Strategy) -> list[str]:
-    """Say in a line each where trials are stopped otherwise than one may expect from the options.
+class SearchKeywords(TypedDict, total=False):
+    """The options that `tune_lung.run_search` takes by keyword; None leaves one out."""
+
+    set: Mapping[str, PointValue] | Sequence[str]
+    protocol: Protocol | None
+    select_by: str | None
+    objective: str | None
+    seed: int
+    samples: int | None
+    repeats: int
+    sampler: SamplerName | None
+    scheduler: SchedulerName | None
+    grace_epochs: int | None
+    reduction_factor: int | None
+    time_budget: float | str | None
+    warm_start: "str | Path | Run | None"
+    resume: "str | Path | Run | None"
+    allow_other_numbers: bool
+    image_size: int
+    limit: int | None
+    strict_data: bool
+    follow_links: bool
+    cache: str | Path | None
+    cache_size: int | str
+    weights: str | Path | None
+    max_epochs: int | None
+    patience: int | None
+    precision: WishedPrecision
+    address: str | None
+    cpus_per_trial: float | None
+    gpus_per_trial: float | None
+    hang_timeout: float | str
+    max_concurrent: int | None
+    tracker: TrackerName | Sequence[TrackerName]
+    keep: KeepName
+    profile: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option, as its field of `SearchOptions` declares it."""
+
+    name: str
+    """The field, such as `max_epochs`."""
+    kind: Any
+    """Type of what is said, with its bounds: one of `tune_lung.option_values`, choices, a text or a switch."""
+    is_repeatable: bool
+    """Whether several can be said, each of that type."""
+    default: object
+    """When nothing is said."""
+    text: str
+    """Its line of help."""
+    group: Group
+    """The heading above it."""
+    kept: Kept
+    """Where it is found again."""
+    change: Change
+    """Whether it may change."""
+    metavar: str | None
+    """What the value is called in the help."""
+    of_commands_only: bool
+    """Whether `run_search` lacks it."""
+
+    @property
+    def flag(self) -> str:
+        """As the command line has it, such as `--max-epochs`."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What may be said, where that is one of a few words; else nothing."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def may_a_manifest_say_it(self) -> bool:
+        """Whether it is read from a run, whoever made that."""
+        return self.kept not in (Kept.MEMORY, Kept.NOWHERE)
+
+
+def _listed() -> tuple[Option, ...]:
+    types = get_type_hints(SearchOptions, include_extras=True)
+    found = []
+    for one in fields(SearchOptions):
+        kinds = [kind for kind in get_args(types[one.name]) if kind is not NoneType]
+        is_repeatable = get_origin(types[one.name]) is tuple
+        is_optional = NoneType in get_args(types[one.name])
+        kind = kinds[0] if is_repeatable or is_optional else types[one.name]
+        found.append(Option(name=one.name, kind=kind, is_repeatable=is_repeatable, default=one.default, **one.metadata))
+    return tuple(found)
+
+
+OPTIONS = _listed()
+"""Every option, once, in the order of `--help`."""
+OPTION_BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
+
+
+def options_kept(kept: Kept, change: Change | None = None) -> tuple[Option, ...]:
+    """List the options that are kept in one place.
 
     Args:
-        options: Those of a new search.
-        space: What is tried.
-        strategy: How, as it was chosen.
+        kept: The place.
+        change: Only those that may change so; None for all.
     """
-    if strategy.scheduler == "none":
-        notes = []
-        if options.scheduler is None and not space.is_grid:
-            reason = "several objectives" if not strategy.has_one_objective else "the seeds of a point (--repeats)"
-            notes.append(f"Scheduler none: with {reason}, no trial is stopped early")
-        unused = ["grace_epochs", "reduction_factor"]
-    else:
-        notes = []
-        if not strategy.compares_in(space):
-            notes.append(
-                f"Scheduler {strategy.scheduler} stops no trial: trials are compared after {strategy.grace_epochs} epochs"
-                f" (--grace-epochs), and none runs longer than {space.max_epochs()}"
-            )
-        unused = [] if strategy.scheduler == "asha" else ["reduction_factor"]
-    flags = [rule_of(name).flag for name in unused if getattr(options, name) is not None]
-    return notes + [f"{flag} changes nothing with --scheduler {strategy.scheduler}" for flag in flags]
+    return tuple(option for option in OPTIONS if option.kept is kept and change in (None, option.change))
 
 
-def check_trackers(options: argparse.Namespace) -> None:
-    """Refuse a tracker whose package is not there.
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions:
+    """What a caller said, and no more: what a run that goes on is not told stays as it was."""
 
-    Raises:
-        InputError: It has to be installed first.
-    """
-    for name in options.tracker:
-        spec = find_spec(_PACKAGES_BY_TRACKER[name])
-        if spec is None or spec.origin is None:  # no package, or only a folder of its name, such as W&B leaves behind
-            raise InputError(
-                f"--tracker {name} needs a package that is not installed. Install it: pip install 'tune-lung[{name}]'."
-            )
+    options: SearchOptions
+    """What was said, with defaults for the rest."""
+    names: frozenset[str]
+    """Fields that were said."""
+    words: tuple[str, ...]
+    """The same as a command line, for the run's manifest."""
+    space: SearchSpace | None = None
+    """The space, where it was given as a value, not by its name or path."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], words: tuple[str, ...]) -> Self:
+        """Take values, each of its option's type, by name."""
+        return cls(options=SearchOptions(**values), names=frozenset(values), words=words)
+
+    def among(self, *kept: Kept, change: Change | None = None) -> dict[str, Any]:
+        """List what was said of options that are kept in these places, by name.
+
+        Args:
+            *kept: The places.
+            change: Only options that may change so; None for all.
+        """
+        of_them = [option.name for place in kept for option in options_kept(place, change)]
+        return {name: getattr(self.options, name) for name in of_them if name in self.names}

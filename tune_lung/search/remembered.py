@@ -4,7 +4,6 @@ It lies outside the run, in the user's own state folder, for runs travel. A memo
 run that is put there, as a stranger's may be, has none.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from tune_lung.files import plain_json, read_regular_file, write_text_whole
-from tune_lung.search.option_rules import Kept, OptionRule, rules_of
+from tune_lung.option_values import NameOrPlace
+from tune_lung.search.options import Kept, Option, SearchOptions, options_kept
 from tune_lung.shapes import require_shape
 
 _MOST_BYTES = 10**6
@@ -32,15 +32,15 @@ class _Memory(TypedDict):
 _MEMORY = TypeAdapter(_Memory)
 
 
-def remember(root: Path, manifest: Mapping[str, Any], options: argparse.Namespace) -> None:
+def remember(root: Path, manifest: Mapping[str, Any], options: SearchOptions) -> None:
     """Remember the options that only the user may say, paths in full; a place that cannot be written is no harm.
 
     Args:
         root: The run's folder.
         manifest: What it says; only that very run is told again.
-        options: The command's.
+        options: The search's.
     """
-    said = {rule.name: _as_json(rule, getattr(options, rule.name)) for rule in rules_of(Kept.MEMORY)}
+    said = {option.name: _as_json(option, getattr(options, option.name)) for option in options_kept(Kept.MEMORY)}
     memory = _Memory(run=_identity_of(manifest), options={name: value for name, value in said.items() if value is not None})
     try:
         path = _memory_of(root)
@@ -66,21 +66,24 @@ def remembered(root: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         if memory["run"] != _identity_of(manifest):
             return {}
         said = memory["options"]
-        return {rule.name: _read_back(rule, said[rule.name]) for rule in rules_of(Kept.MEMORY) if rule.name in said}
+        return {option.name: _read_back(option, said[option.name]) for option in options_kept(Kept.MEMORY) if option.name in said}
     except (OSError, ValueError, RuntimeError):
         return {}
 
 
-def _as_json(rule: OptionRule, value: Any) -> Any:
+def _as_json(option: Option, value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.resolve())
-    if rule.name == "weights" and value is not None and Path(value).exists():
+    if option.kind is NameOrPlace and value is not None and Path(value).exists():
         return str(Path(value).resolve())
     return value
 
 
-def _read_back(rule: OptionRule, value: Any) -> Any:
-    return require_shape(TypeAdapter(rule.kind), value)
+def _read_back(option: Option, value: Any) -> Any:
+    kind = TypeAdapter(option.kind)
+    if option.is_repeatable:
+        return tuple(require_shape(kind, each) for each in require_shape(TypeAdapter(list[Any]), value))
+    return require_shape(kind, value)
 
 
 def _identity_of(manifest: Mapping[str, Any]) -> str:

@@ -1,13 +1,12 @@
 """What `--resume RUN` goes on with: the run as its manifest has it, with what may grow, and nothing else changed.
 
 The manifest may be a stranger's. From it comes what defines the search, as data: the space, the strategy, the run's settings.
-Where images and weights lie, caches, addresses and all else that `tune_lung.search.option_rules` keeps from a manifest is said by
+Where images and weights lie, caches, addresses and all else that `tune_lung.search.options` keeps from a manifest is said by
 the command line, or was said before by the same user of the same run. Where nobody has said it, as on another machine,
 `--data` and `--weights` say it again.
 """
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +18,8 @@ from tune_lung.results.layout import DEFAULT_KEEP, RunPaths
 from tune_lung.results.ledger import read_manifest
 from tune_lung.results.manifest import SearchSettings
 from tune_lung.results.schema import SCHEMA_VERSION
-from tune_lung.search.option_rules import OPTION_RULES, Change, Kept, rules_of
-from tune_lung.search.options import given_options, search_parser, space_of, with_fixed_fields
+from tune_lung.search.interpretation import space_of, with_fixed_fields
+from tune_lung.search.options import OPTION_BY_NAME, Change, GivenOptions, Kept, SearchOptions, options_kept
 from tune_lung.search.remembered import remembered
 from tune_lung.space import SearchSpace
 from tune_lung.space_changes import space_changes
@@ -38,8 +37,8 @@ class ResumedSearch:
     """The run's folder."""
     manifest: Mapping[str, Any]
     """As the attempt before left it."""
-    options: argparse.Namespace
-    """The command's options: those given now, over those remembered, over those that the manifest may say."""
+    options: SearchOptions
+    """Those given now, over those remembered, over those that the manifest may say."""
     arguments: list[str]
     """The command line."""
     space: SearchSpace
@@ -50,12 +49,12 @@ class ResumedSearch:
     """How it is searched."""
 
 
-def resumed_search(root: Path, arguments: Sequence[str]) -> ResumedSearch:
+def resumed_search(root: Path, given: GivenOptions) -> ResumedSearch:
     """Read what a run goes on with.
 
     Args:
         root: The run's folder.
-        arguments: The command line that resumes it.
+        given: What is said now.
 
     Raises:
         InputError: The folder is no run that can go on, an option would change what was searched, or nobody has said where
@@ -64,10 +63,8 @@ def resumed_search(root: Path, arguments: Sequence[str]) -> ResumedSearch:
     root = root.resolve()
     manifest = read_manifest(RunPaths(root))
     _require_own_kind(root, manifest)
-    given = given_options(arguments)
-    for rule in rules_of(Kept.NOWHERE, Change.NEVER):
-        if rule.name in given:
-            raise InputError(f"{rule.flag} does not go together with --resume: the run goes on in its own folder.")
+    for name in given.among(Kept.NOWHERE, change=Change.NEVER):
+        raise InputError(f"{OPTION_BY_NAME[name].flag} does not go together with --resume: the run goes on in its own folder.")
     then, run, strategy_then = _search_of(root, manifest)
     settings = settings_of(manifest)
     space = _grown_space(then, given)
@@ -75,19 +72,19 @@ def resumed_search(root: Path, arguments: Sequence[str]) -> ResumedSearch:
     strategy.check_fits(space)
     changes = [
         *_changes_of_space(then, given),
-        *_changes(run, given, Kept.RUN),
+        *_changes(run, given.among(Kept.RUN, change=Change.NEVER)),
         *_changes_of_settings(settings, given),
     ]
     for name, there, here in changes:
         then_and_now = f"{shortened(str(there))} in '{root.name}' and {shortened(str(here))} here"
         raise InputError(f"--resume: {shortened(name)} is {then_and_now}. Leave it out, or begin a new run.")
     options = _options_of(settings, remembered(root, manifest), given)
-    _require_places(root, manifest, options)
+    options = _with_places(root, manifest, options)
     return ResumedSearch(
         root=root,
         manifest=manifest,
         options=options,
-        arguments=list(arguments),
+        arguments=list(given.words),
         space=space,
         run=run,
         strategy=strategy,
@@ -202,7 +199,7 @@ def _require_own_kind(root: Path, manifest: Mapping[str, Any]) -> None:
 def _search_of(root: Path, manifest: Mapping[str, Any]) -> tuple[SearchSpace, RunConfig, Strategy]:
     """Read from a manifest what defines the search, and see that it can be searched."""
     try:
-        run = RunConfig.from_json({rule.name: manifest[rule.name] for rule in rules_of(Kept.RUN)})
+        run = RunConfig.from_json({option.name: manifest[option.name] for option in options_kept(Kept.RUN)})
         space = SearchSpace.from_json(manifest["space"])
         space.check(run)
         strategy = Strategy.from_json(manifest["strategy"])
@@ -214,38 +211,36 @@ def _search_of(root: Path, manifest: Mapping[str, Any]) -> tuple[SearchSpace, Ru
     return space, run, strategy
 
 
-def _options_of(settings: SearchSettings, remembered_options: Mapping[str, Any], given: Mapping[str, Any]) -> argparse.Namespace:
+def _options_of(settings: SearchSettings, remembered_options: Mapping[str, Any], given: GivenOptions) -> SearchOptions:
     """Lay what is said now over what was said before, over defaults; what is repeatable adds to what was said before."""
-    options = search_parser(None).parse_args([])
     before: dict[str, Any] = {**settings, **remembered_options}
-    for rule in OPTION_RULES:
-        if rule.name in before:
-            setattr(options, rule.name, before[rule.name])
-        if rule.name in given:
-            now = given[rule.name]
-            setattr(options, rule.name, list(dict.fromkeys([*before.get(rule.name, []), *now])) if isinstance(now, list) else now)
-    return options
+    now = given.among(*Kept)
+    for name, value in now.items():
+        if OPTION_BY_NAME[name].is_repeatable:
+            now[name] = tuple(dict.fromkeys([*before.get(name, ()), *value]))
+    return SearchOptions(**(before | now))
 
 
-def _require_places(root: Path, manifest: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _with_places(root: Path, manifest: Mapping[str, Any], options: SearchOptions) -> SearchOptions:
     """See that it is known where images and weights come from; of weights, the manifest may say that they are nobody's file."""
     if options.data is None and not manifest["data"]["synthetic"]:
         raise InputError(f"--resume: where the images of '{root.name}' lie is not known here. Give them with --data.")
     sources = list(manifest["weights"].values())
     kinds = {source["kind"] for source in sources}
-    if options.weights is None and kinds:
-        if kinds not in ({"imagenet"}, {"random"}):
-            raise InputError(
-                f"--resume: where the weights of '{root.name}' lie ({shortened(sources[0]['name'])}) is not known here. Give them"
-                " with --weights."
-            )
-        options.weights = kinds.pop()
+    if options.weights is not None or not kinds:
+        return options
+    if kinds not in ({"imagenet"}, {"random"}):
+        raise InputError(
+            f"--resume: where the weights of '{root.name}' lie ({shortened(sources[0]['name'])}) is not known here. Give them"
+            " with --weights."
+        )
+    return replace(options, weights=kinds.pop())
 
 
-def _grown_space(then: SearchSpace, given: Mapping[str, Any]) -> SearchSpace:
+def _grown_space(then: SearchSpace, given: GivenOptions) -> SearchSpace:
     """Give the run's space more epochs, if that is asked for and means what it says."""
-    wanted, had = given.get("max_epochs"), then.max_epochs()
-    if wanted in (None, had):
+    wanted, had = given.options.max_epochs, then.max_epochs()
+    if wanted is None or wanted == had:
         return then
     if wanted < had:
         raise InputError(f"--resume: --max-epochs may grow ({had} so far), not shrink to {wanted}.")
@@ -258,11 +253,12 @@ def _grown_space(then: SearchSpace, given: Mapping[str, Any]) -> SearchSpace:
     return then.with_fixed({"max_epochs": wanted})
 
 
-def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
+def _grown_strategy(then: Strategy, given: GivenOptions) -> Strategy:
     """Give the run more samples, repeats or time."""
+    said = given.among(Kept.STRATEGY)
     grown: dict[str, Any] = {}
     for name in ("samples", "repeats"):
-        wanted, had = given.get(name), getattr(then, name)
+        wanted, had = said.get(name), getattr(then, name)
         if wanted is None or wanted == had:
             continue
         if had is None:
@@ -270,33 +266,33 @@ def _grown_strategy(then: Strategy, given: Mapping[str, Any]) -> Strategy:
         if wanted < had:
             raise InputError(f"--resume: --{name} may grow ({had} so far), not shrink to {wanted}.")
         grown[name] = wanted
-    if "time_budget" in given:
-        seconds = given["time_budget"]
+    if "time_budget" in said:
+        seconds = said["time_budget"]
         had = then.time_budget_seconds
         if had is not None and seconds < had:
             raise InputError(f"--resume: --time-budget may grow ({had:g} s so far), not shrink to {seconds:g} s.")
         grown["time_budget_seconds"] = seconds
-    for name, there, here in _changes(then, given, Kept.STRATEGY):
+    for name, there, here in _changes(then, given.among(Kept.STRATEGY, change=Change.NEVER)):
         raise InputError(f"--resume: {name} is {there} in the run and {here} here. Leave it out, or begin a new run.")
-    if "objective" in given and parse_objectives(given["objective"]) != then.objectives:
+    if "objective" in said and parse_objectives(said["objective"]) != then.objectives:
         raise InputError("--resume: --objective is another than the run's. Leave it out, or begin a new run.")
     return replace(then, **grown)
 
 
-def _changes(then: RunConfig | Strategy, given: Mapping[str, Any], kept: Kept) -> Iterator[tuple[str, object, object]]:
-    for rule in rules_of(kept, Change.NEVER):
-        if rule.name in given and rule.name != "objective" and given[rule.name] != getattr(then, rule.name):
-            yield rule.flag, getattr(then, rule.name), given[rule.name]
+def _changes(then: RunConfig | Strategy, said: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
+    for name, here in said.items():
+        if name != "objective" and here != getattr(then, name):
+            yield OPTION_BY_NAME[name].flag, getattr(then, name), here
 
 
-def _changes_of_space(then: SearchSpace, given: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
+def _changes_of_space(then: SearchSpace, given: GivenOptions) -> Iterator[tuple[str, object, object]]:
     """Name what the options that make a space would change; values that were found at the run's start are its own."""
-    said = {rule.name: given[rule.name] for rule in rules_of(Kept.SPACE, Change.NEVER) if rule.name in given}
+    said = given.among(Kept.SPACE, change=Change.NEVER)
     if not said:
         return
-    options = search_parser(None).parse_args([])
-    vars(options).update(said)
-    now, may_differ = (space_of(options) if "space" in said else with_fixed_fields(then, options)), ["max_epochs", "weights"]
+    options = SearchOptions(**said)
+    now = space_of(replace(given, options=options)) if "space" in said else with_fixed_fields(then, options)
+    may_differ = ["max_epochs", "weights"]
     if options.precision == "auto":
         may_differ.append("precision")
     else:
@@ -304,8 +300,8 @@ def _changes_of_space(then: SearchSpace, given: Mapping[str, Any]) -> Iterator[t
     yield from space_changes(then, now, may_differ=may_differ)
 
 
-def _changes_of_settings(then: SearchSettings, given: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
-    for rule in rules_of(Kept.SETTINGS, Change.NEVER):
-        there = {**then}[rule.name]
-        if rule.name in given and given[rule.name] != there:
-            yield rule.flag, there, given[rule.name]
+def _changes_of_settings(then: SearchSettings, given: GivenOptions) -> Iterator[tuple[str, object, object]]:
+    for name, here in given.among(Kept.SETTINGS, change=Change.NEVER).items():
+        there = {**then}[name]
+        if here != there:
+            yield OPTION_BY_NAME[name].flag, there, here

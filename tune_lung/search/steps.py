@@ -3,12 +3,12 @@
 It loads torch and Ray; what can be refused without them is refused before.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import get_args
+from pathlib import Path
+from typing import NamedTuple, get_args
 
 import torch
 from rich.console import Console
@@ -29,7 +29,7 @@ from tune_lung.models.weights import WeightsSource, resolve_weights
 from tune_lung.results.layout import RunPaths
 from tune_lung.results.ledger import Ledger
 from tune_lung.screen import say
-from tune_lung.search.options import notes_on_scheduler
+from tune_lung.search.interpretation import notes_on_scheduler
 from tune_lung.search.request import SearchRequest
 from tune_lung.search.resume_options import ResumedSearch, check_same_numbers
 from tune_lung.search.supervision import Supervised, opened_ledger, supervise
@@ -38,8 +38,10 @@ from tune_lung.tuning.cluster import (
     Resources,
     node_offers,
     plan_resources,
+    ray_here,
     ray_session,
     require_cluster,
+    require_fits,
     require_on_this_machine,
     room_on_nodes,
     temporary_folder,
@@ -54,7 +56,16 @@ from tune_lung.tuning.survey import Survey, survey_devices
 from tune_lung.tuning.watching.trackers import require_trackers
 
 
-def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> int:
+class SearchEnd(NamedTuple):
+    """How a search has ended."""
+
+    status: int
+    """The command's exit status."""
+    root: Path | None
+    """The run's folder; None where none was begun, as of a dry run."""
+
+
+def search(request: SearchRequest, console: Console, report: Callable[[Ledger], None]) -> SearchEnd:
     """Do what was asked for.
 
     Args:
@@ -62,18 +73,17 @@ def search(request: SearchRequest, console: Console, report: Callable[[Ledger], 
         console: Where to tell of it.
         report: Tells of the run when there is something to report: without Ray, and with the run still owned.
 
-    Returns:
-        The exit status.
-
     Raises:
         InputError: Images, weights, resources or room are not there; a run that was begun can go on.
         SupersededError: Another search has taken the run over.
+        KeyboardInterrupt: A guest was interrupted; of a command that is a status.
+        SearchHaltedError: The first trials of a guest have all failed with what the others would meet too; likewise.
     """
     with ExitStack() as owned:
         ledger, status = _searched(request, console, owned)
         if status is None and ledger is not None:
             report(ledger)
-        return status or 0
+        return SearchEnd(status or 0, None if ledger is None else ledger.paths.root)
 
 
 def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tuple[Ledger | None, int | None]:
@@ -85,7 +95,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
     options = request.options
     if request.resumed is not None:
         _require_same_numbers(request, request.resumed)
-    _require_nodes(options)
+    _require_nodes(request)
     say(console, *require_trackers(options.tracker))
     data = _data_request(request)
     data.check()
@@ -98,7 +108,7 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
         _warn_of_depths(prepared, console)
         _require_masks(request.space, prepared)
         _require_classes(request, prepared)
-        with ray_session(options.address) as watch:
+        with ray_session(options.address, is_guest=request.is_guest) as watch:
             request, setup, resources = _with_resources(request, data, prepared, weights, console)
             say(console, *_announcement(request, setup, resources, prepared))
             if request.resumed is None:
@@ -122,9 +132,13 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
             return ledger, supervise(supervised, console, watch)
 
 
-def _require_nodes(options: argparse.Namespace) -> None:
+def _require_nodes(request: SearchRequest) -> None:
     """Refuse, before anything is downloaded or decoded, a cluster that does not answer and what this machine cannot hold."""
-    if options.address is not None:
+    options = request.options
+    here = ray_here() if request.is_guest else None
+    if here is not None:
+        require_fits(options.address, here)
+    elif options.address is not None:
         require_cluster(options.address)
     else:
         temporary_folder()
@@ -214,9 +228,7 @@ def _with_resources(
     )
     survey = _survey(request, resources, console)
     if request.resumed is None:  # else the run's space has them
-        precision = options.precision
-        if precision == "auto":
-            precision = _best_precision(request.run, survey, console)
+        precision = _best_precision(request.run, survey, console) if options.precision == "auto" else options.precision
         request = replace(request, space=_with_numerics(request.space, precision, weights))
     return request, _setup_of(request, data, prepared, weights, resources), resources
 

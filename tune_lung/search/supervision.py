@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tune_lung.config import Split, torch_threads
 from tune_lung.data.prepare import PreparedData
-from tune_lung.errors import NoRoomError, SupersededError
+from tune_lung.errors import InputError, NoRoomError, SupersededError
 from tune_lung.files import shown_path, write_json_with_digest
 from tune_lung.interrupts import Interruption, interruptible
 from tune_lung.printable import complain, in_one_line
@@ -177,6 +177,8 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
     Raises:
         NoRoomError: A disk is full.
         SupersededError: Another search has taken the run over; nothing more of this one is in it.
+        KeyboardInterrupt: A guest was interrupted; of a command that is a status.
+        SearchHaltedError: The first trials of a guest have all failed with what the others would meet too; likewise.
     """
     ledger, root = supervised.ledger, supervised.setup.run_root
     interruption = Interruption()
@@ -187,14 +189,18 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
 
     watch.last_words = tell_of_loss
     try:
-        with interruptible() as interruption, _giving_way_to_a_loss(watch):
+        with interruptible(is_guest=supervised.request.is_guest) as interruption, _giving_way_to_a_loss(watch):
             records = _run(supervised, console)
     except KeyboardInterrupt:  # an Interrupted, or what Ray makes of one
         _write_end(ledger, "interrupted")
         say(console, _where_it_lies(root))
+        if supervised.request.is_guest:
+            raise
         return interruption.exit_status
     except SearchHaltedError as error:
         _write_end(ledger, "failed")
+        if supervised.request.is_guest:
+            raise
         complain(f"error: {in_one_line(error)}")
         return 1
     except NoRoomError:
@@ -204,8 +210,15 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
     except SupersededError:  # the end is the other's to write
         raise
     except BaseException:
-        _write_end(ledger, "failed")
+        if watch.lost is None:  # else its last words have written the end
+            _write_end(ledger, "failed")
         raise
+    return _conclude(records, ledger, console)
+
+
+def _conclude(records: Sequence[TrialRecord], ledger: Ledger, console: Console) -> int | None:
+    """Write down and tell how a search that ran to its end has ended; return what `supervise` returns."""
+    root = ledger.paths.root
     num_curable = sum(record.status is TrialStatus.FAILED and record.failure_kind in CURABLE for record in records)
     if num_curable:
         trials = "1 trial" if num_curable == 1 else f"{num_curable} trials"
@@ -220,11 +233,17 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
 
 @contextmanager
 def _giving_way_to_a_loss(watch: ClusterWatch) -> Iterator[None]:
-    """Let the watch tell the end, whatever Ray makes of it, when Ray's processes have died."""
+    """Let the watch tell the end, whatever Ray makes of it, when Ray's processes have died.
+
+    Raises:
+        InputError: They have, and this process is another program's, so that it was not ended.
+    """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         watch.gives_way()
+        if watch.lost is not None:
+            raise InputError(watch.sentence()) from error
         raise
 
 

@@ -67,28 +67,83 @@ class Resources:
     """Whether nodes may come and go, so that fewer may have room for a trial."""
 
 
+class RayHere(NamedTuple):
+    """The Ray that the program has initialised in this process."""
+
+    address: str
+    """Of its head."""
+    is_joined: bool
+    """Whether it is a cluster that runs without this process."""
+
+
+def ray_here() -> RayHere | None:
+    """Find the Ray that is initialised in this process already.
+
+    Raises:
+        InputError: It is a client of a Ray elsewhere, which searches cannot use.
+    """
+    import ray
+    from ray._private import worker
+
+    if not ray.is_initialized():
+        return None
+    node: Any = worker._global_node
+    if node is None:
+        raise InputError("Ray is initialised here as a client (ray://...), which a search cannot use. Call ray.shutdown() first.")
+    return RayHere(address=str(node.gcs_address), is_joined=not node.all_processes.get("raylet"))
+
+
+def require_fits(address: str | None, here: RayHere) -> None:
+    """Refuse another cluster than that of the Ray that is initialised in this process.
+
+    Args:
+        address: Where the search is to run; None and `auto` fit any.
+        here: That Ray.
+
+    Raises:
+        InputError: It is another.
+    """
+    if address not in (None, "auto", here.address):
+        raise InputError(
+            f"--address {address}: Ray is initialised in this process already, at {here.address}. Leave the address out, or"
+            " call ray.shutdown() first."
+        )
+
+
 @contextmanager
-def ray_session(address: str | None) -> Iterator[ClusterWatch]:
+def ray_session(address: str | None, *, is_guest: bool = False) -> Iterator[ClusterWatch]:
     """Start a local Ray, or join a running cluster, and leave it when the block ends.
 
-    What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours.
+    What a local Ray writes lies in a private folder that goes with it; of a cluster's nothing is ours. A guest uses the Ray that
+    its program has initialised, and leaves it as it is.
 
     Args:
         address: `auto` or a cluster's address; None starts Ray on this machine, whatever else runs there.
+        is_guest: Whether the process is another program's.
 
     Yields:
-        What looks after Ray's own processes, and ends this one when they die.
+        What looks after Ray's own processes, and ends this one when they die, unless it is a guest.
 
     Raises:
-        InputError: There is no cluster at the address, or the temporary folder is none for Ray.
+        InputError: There is no cluster at the address, the temporary folder is none for Ray, or a guest's program has initialised
+            another Ray.
     """
+    here = ray_here() if is_guest else None
+    if here is not None:
+        require_fits(address, here)
+        with _settled_ray(), _used_ray() as watch:
+            yield watch
+        return
     if address is not None:
         require_cluster(address)
-        with _ray_session(address, folder=None) as watch:
+        with _ray_session(address, folder=None, is_guest=is_guest) as watch:
             yield watch
         return
     parent = temporary_folder()
-    with ScratchFolder(RAY_PREFIX, parent) as folder, _ray_session("local", folder=folder.path) as watch:
+    with (
+        ScratchFolder(RAY_PREFIX, parent) as folder,
+        _ray_session("local", folder=folder.path, is_guest=is_guest) as watch,
+    ):
         yield watch
     remove_leftovers(parent)  # of a search that was killed a moment before this one began, its workers are gone by now
 
@@ -170,28 +225,94 @@ def _holds_sockets(parent: Path) -> bool:
 
 
 @contextmanager
-def _ray_session(address: str, *, folder: Path | None) -> Iterator[ClusterWatch]:
-    for name, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if folder is not None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        # Ray closes a local cluster by a token; one in the environment spares it a file under HOME.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+def _settled_ray() -> Iterator[None]:
+    """Let Ray and Tune be silent and leave to us what is ours, for as long as the block lasts."""
+    from ray._private import ray_constants, worker
+
+    constants: Any = ray_constants
+    uses_uv = constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+
+    told, tune_log = worker.print_to_stdstream, logging.getLogger("ray.tune.tune")
+    level = tune_log.level
+    with _environment_kept(*_RAY_SETTINGS):
+        for name, value in _RAY_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        if "RAY_ENABLE_UV_RUN_RUNTIME_ENV" not in os.environ:
+            constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False  # under `uv run` Ray packs the working folder, runs included
+        worker.print_to_stdstream = _tell_nothing  # what its processes would tell the user is told by us
+        tune_log.setLevel(logging.CRITICAL)  # Tune names failed trials at the end: the recorder does, at once
+        try:
+            yield
+        finally:
+            constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uses_uv
+            worker.print_to_stdstream = told
+            tune_log.setLevel(level)
+
+
+@contextmanager
+def _closed_by_token(*, is_local: bool) -> Iterator[None]:
+    """Close a local Ray by a token in the environment, which spares it a file under HOME.
+
+    Ray remembers a process's token and whether it needs one, and would take them for the next Ray that is begun there.
+    """
+    from ray import _raylet
+
+    raylet: Any = _raylet
+    try:
+        with _environment_kept("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "PYTHONBREAKPOINT"):
+            if is_local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+                raylet.AuthenticationTokenLoader.instance().reset_cache()
+            yield
+    finally:
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        raylet.Config.initialize("")
+
+
+@contextmanager
+def _environment_kept(*names: str) -> Iterator[None]:
+    """Let variables of the environment be after the block what they were before it."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _ray_session(address: str, *, folder: Path | None, is_guest: bool) -> Iterator[ClusterWatch]:
     import ray
     from ray._private import worker
 
-    worker.print_to_stdstream = _tell_nothing  # what its processes would tell the user is told by us
-    with neutral_folder(parent=None if folder is None else str(folder)) as working, _told_when_interrupted():
+    parent = None if folder is None else str(folder)
+    with (
+        _closed_by_token(is_local=folder is not None),
+        _settled_ray(),
+        neutral_folder(parent) as working,
+        _told_when_interrupted(),
+    ):
         with _own_sigterm():
             _begin(address, working=working, folder=folder)
-        # Tune names failed trials at the end: the recorder does, at once.
-        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-        watch = ClusterWatch(worker._global_node)
+        watch = ClusterWatch(worker._global_node, is_guest=is_guest)
         with watch.watching():
             try:
                 yield watch
             finally:
                 watch.closes()
                 ray.shutdown()
+
+
+@contextmanager
+def _used_ray() -> Iterator[ClusterWatch]:
+    """Watch over the Ray that the program has initialised."""
+    from ray._private import worker
+
+    watch = ClusterWatch(worker._global_node, is_guest=True)
+    with watch.watching():
+        yield watch
 
 
 def _tell_nothing(*_: Any, **__: Any) -> None:
@@ -228,13 +349,14 @@ def _begin(address: str, *, working: str, folder: Path | None) -> None:
 
     Args:
         address: `local`, or where a cluster is.
-        working: What Ray takes for the working folder: it starts its workers there, and puts it on their path of imports.
+        working: What Ray takes for the working folder: it starts its workers there, and puts it on their path of imports. The
+            process has one for all its threads, and so a thread that is not the main one leaves it as it is.
         folder: Where a Ray of our own keeps what it writes; None for a cluster.
     """
     import ray
 
     try:
-        with chdir(working):
+        with chdir(working if threading.current_thread() is threading.main_thread() else os.curdir):
             ray.init(
                 address=address,
                 include_dashboard=None if folder is None else False,

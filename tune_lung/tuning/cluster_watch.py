@@ -31,9 +31,14 @@ class ClusterWatch:
     What waits for Ray cannot be woken otherwise: it may wait in Ray's C++ part.
     """
 
-    def __init__(self, node: Any) -> None:
-        """Take Ray's node, as this process knows it."""
-        self._node = node
+    def __init__(self, node: Any, *, is_guest: bool = False) -> None:
+        """Take what is watched.
+
+        Args:
+            node: Ray's, as this process knows it.
+            is_guest: Whether the process is another program's: then its end is left to Ray, which brings it about itself.
+        """
+        self._node, self._is_guest = node, is_guest
         self._closing, self._telling = threading.Event(), threading.Lock()
         self.last_words: Callable[[], None] = lambda: complain(f"error: {self.sentence()}")
         """Tells of the loss, at once and from another thread: Ray may end this process in the next moment."""
@@ -95,6 +100,10 @@ class ClusterWatch:
             if self._closing.is_set() or self.lost is not None:
                 return
             self.lost = what
+            if self._is_guest:
+                with suppress(Exception):
+                    self.last_words()
+                return
             late = threading.Timer(_SECONDS_TO_TELL, self._end_process)
             late.daemon = True
             late.start()

@@ -20,7 +20,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tune_lung.errors import InputError
 from tune_lung.search import steps as search_steps
 from tune_lung.search.__main__ import main
-from tune_lung.search.options import check_trackers, search_parser
+from tune_lung.search.command_line import read_command_line
+from tune_lung.search.interpretation import check_trackers
+from tune_lung.search.options import OPTION_BY_NAME
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.watching import trackers
@@ -264,8 +266,8 @@ def test_wandb_without_a_key_says_so_before_anything_is_trained(
 
 @pytest.mark.parametrize("name", sorted(trackers._OPEN))
 def test_a_tracker_without_its_package_names_the_extra_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tune_lung.search.options.find_spec", lambda _: None)
-    options = search_parser(None).parse_args(["--tracker", name])
+    monkeypatch.setattr("tune_lung.search.interpretation.find_spec", lambda _: None)
+    options = read_command_line(["--tracker", name]).options
     with pytest.raises(InputError, match=rf"^--tracker {name} .* pip install 'tune-lung\[{name}\]'\.$"):
         check_trackers(options)
 
@@ -275,12 +277,11 @@ def test_an_empty_folder_of_the_packages_name_is_no_package(monkeypatch: pytest.
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     monkeypatch.delitem(__import__("sys").modules, "tensorboardX")
     with pytest.raises(InputError, match="tensorboard"):
-        check_trackers(search_parser(None).parse_args(["--tracker", "tensorboard"]))
+        check_trackers(read_command_line(["--tracker", "tensorboard"]).options)
 
 
 def test_every_tracker_that_can_be_asked_for_can_be_opened():
-    (action,) = (action for action in search_parser(None)._actions if action.dest == "tracker")
-    assert set(action.choices) == set(trackers._OPEN)
+    assert set(OPTION_BY_NAME["tracker"].choices) == set(trackers._OPEN)
 
 
 class Silent(BaseHTTPRequestHandler):
