@@ -39,6 +39,7 @@ SEARCHES: Mapping[str, tuple[str, ...]] = {
     "freeze_grid_published": ("--limit", "120", *_GRID),  # fewer leave a class without a validation image
     "freeze_tuned": ("--samples", "2", "--set", "padding=same", *_SAMPLED),
     "inputs": ("--set", "model=cnn", *_GRID),
+    "representations": ("--samples", "2", "--weights", "random"),
     "resnet_finetune": ("--samples", "4", *_SAMPLED),
     "training": ("--max-epochs", "2", "--set", "padding=same"),
 }
