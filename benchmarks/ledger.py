@@ -31,7 +31,7 @@ from benchmarks.bars import Bar, exit_status
 from tune_lung.analysis.figures import figure4, save_figure
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.results.ledger import Ledger, Row
-from tune_lung.results.manifest import DataFacts, ended, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, ended, new_manifest
 from tune_lung.results.reader import read_run
 from tune_lung.results.schema import StopReason, TrialStatus, Verdict, probability_column
 from tune_lung.space import SearchSpace
@@ -242,12 +242,9 @@ def _record(ledger: Ledger, search: MadeUpSearch, number: int, *, epochs_run: in
 
 def _manifest(name: str, space: SearchSpace) -> dict[str, Any]:
     return new_manifest(
+        SearchFacts(space=space, strategy=Strategy.for_space(space), sampler_options={}, run=RunConfig()),
         name=name,
         arguments=["--space", space.name],
-        space=space,
-        strategy=Strategy.for_space(space),
-        sampler_options={},
-        run=RunConfig(),
         data=DataFacts(
             fingerprint="0" * 64, synthetic=True, classes=CLASSES, counts={"train": 0, "validation": 0, "test": NUM_TEST_IMAGES}
         ),

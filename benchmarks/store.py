@@ -23,7 +23,7 @@ from benchmarks.trials import CACHE_BYTES, data_parser
 from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache, num_workers
 from tune_lung.data.phantoms import ensure_phantoms
-from tune_lung.data.scan import scan
+from tune_lung.data.scan import ImageChoice, scan
 from tune_lung.tuning.plan import DataRequest
 
 LEAST_RATE = 800.0
@@ -67,7 +67,9 @@ def open_store(root: Path, cache_root: Path, image_size: int, limit: int | None)
         The seconds that it took, and how many files were read.
     """
     run = RunConfig(image_size=image_size)
-    request = DataRequest(root=root, run=run, limit=limit, cache_root=cache_root, cache_size_bytes=CACHE_BYTES)
+    request = DataRequest(
+        choice=ImageChoice(limit=limit), root=root, run=run, cache_root=cache_root, cache_size_bytes=CACHE_BYTES
+    )
     started = time.perf_counter()
     with request.open_cache() as cache:
         prepared = request.prepare(cache)

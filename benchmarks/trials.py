@@ -15,10 +15,11 @@ import pandas as pd
 
 from tune_lung.config import RunConfig
 from tune_lung.data.cache import Cache
+from tune_lung.data.scan import ImageChoice
 from tune_lung.data.store import PixelStore
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import EpochResult, fit
@@ -54,7 +55,11 @@ def prepared_setup(options: argparse.Namespace) -> Iterator[SearchSetup]:
         run = RunConfig(image_size=options.image_size)
         root = None if options.data is None else options.data.expanduser().resolve()
         request = DataRequest(
-            root=root, run=run, limit=options.limit, cache_root=Path(folder, "cache"), cache_size_bytes=CACHE_BYTES
+            choice=ImageChoice(limit=options.limit),
+            root=root,
+            run=run,
+            cache_root=Path(folder, "cache"),
+            cache_size_bytes=CACHE_BYTES,
         )
         with request.open_cache() as cache:
             prepared = request.prepare(cache)
@@ -80,12 +85,9 @@ def new_ledger(space: SearchSpace, strategy: Strategy, setup: SearchSetup) -> Le
         counts={str(part): count for part, count in store.num_images.items()},
     )
     manifest = new_manifest(
+        SearchFacts(space=space, strategy=strategy, sampler_options={}, run=setup.run),
         name=setup.run_root.name,
         arguments=["--space", space.name],
-        space=space,
-        strategy=strategy,
-        sampler_options={},
-        run=setup.run,
         data=facts,
         weights={},
     )

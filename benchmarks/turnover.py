@@ -36,6 +36,7 @@ from tune_lung.tuning.outcome import EPOCHS
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 from tune_lung.tuning.trainable import LungTrial
 
@@ -191,7 +192,13 @@ def _search(space: SearchSpace, setup: SearchSetup, callback: Callback, trainabl
     recorder = Recorder(ledger, setup, SLOTS)
     cells = search_order(space, strategy, setup.run, num_classes=len(ledger.classes))
     studies = Studies(space, strategy, seed=setup.run.seed, cells=cells)
-    train(space, strategy, studies, setup, SLOTS, recorder, callbacks=[callback], trainable=trainable)
+    train(
+        SearchPlan(space=space, strategy=strategy, setup=setup, resources=SLOTS),
+        studies,
+        recorder,
+        callbacks=[callback],
+        trainable=trainable,
+    )
 
 
 if __name__ == "__main__":

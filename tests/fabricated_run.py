@@ -10,7 +10,7 @@ import pandas as pd
 from tune_lung.config import RunConfig, TrialConfig, point_id
 from tune_lung.families.registry import family_of
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, ended, new_manifest, with_test_opening
+from tune_lung.results.manifest import DataFacts, SearchFacts, ended, new_manifest, with_test_opening
 from tune_lung.results.ranking import best_points, pareto_front, point_means
 from tune_lung.results.schema import StopReason, TrialStatus, probability_column
 from tune_lung.space import Arm, Cell, Choice, Grid, IntRange, LogUniform, SampledAxis, SearchSpace
@@ -233,12 +233,9 @@ def _manifest(
     source = {"kind": "file" if weights else "random", "name": weights or "random", "sha256": "ab" * 32 if weights else None}
     counts = {split: int((images["split"] == split).sum()) for split in ("train", "validation", "test")}
     return new_manifest(
+        SearchFacts(space=space, strategy=strategy or Strategy.for_space(space), sampler_options={}, run=RunConfig(seed=seed)),
         name=name,
         arguments=["--space", space.name],
-        space=space,
-        strategy=strategy or Strategy.for_space(space),
-        sampler_options={},
-        run=RunConfig(seed=seed),
         data=DataFacts(fingerprint="c0ffee" * 10, synthetic=synthetic, classes=CLASSES, counts=counts),
         weights=dict.fromkeys(space.backbones(), source),
     )

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tune_lung.config import RunConfig
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, ended, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, ended, new_manifest
 from tune_lung.results.schema import StopReason, TrialStatus
 from tune_lung.space import Arm, Choice, Grid, IntRange, LogUniform, SearchSpace
 from tune_lung.strategy import Strategy
@@ -100,12 +100,9 @@ def write_tuned_run(
 def _manifest(name: str, space: SearchSpace, strategy: Strategy, setup: SearchSetup) -> dict:
     counts = {"train": 8, "validation": 4, "test": 4}
     return new_manifest(
+        SearchFacts(space=space, strategy=strategy, sampler_options={}, run=setup.run),
         name=name,
         arguments=["--space", space.name],
-        space=space,
-        strategy=strategy,
-        sampler_options={},
-        run=setup.run,
         data=DataFacts(fingerprint=setup.data_fingerprint, synthetic=True, classes=("a", "b"), counts=counts),
         weights={},
     )

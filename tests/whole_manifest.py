@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tune_lung.config import RunConfig
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space import Arm, SearchSpace
 from tune_lung.strategy import Strategy
 
@@ -20,12 +20,9 @@ def whole_manifest(classes: Sequence[str], *, space: SearchSpace = SPACE, **chan
         **changes: Fields that say something else.
     """
     manifest = new_manifest(
+        SearchFacts(space=space, strategy=Strategy.for_space(space), sampler_options={}, run=RunConfig()),
         name="run",
         arguments=[],
-        space=space,
-        strategy=Strategy.for_space(space),
-        sampler_options={},
-        run=RunConfig(),
         data=DataFacts(
             fingerprint="f" * 64, synthetic=True, classes=tuple(classes), counts={"train": 8, "validation": 4, "test": 4}
         ),

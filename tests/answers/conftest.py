@@ -16,9 +16,10 @@ from torchvision.models import get_model
 
 from tune_lung.config import Protocol, RunConfig
 from tune_lung.data.cache import Cache
+from tune_lung.data.scan import ImageChoice
 from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource, resolve_weights
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space import Arm, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import fit
@@ -105,7 +106,11 @@ def tested_run(folder: Path, protocol: Protocol) -> KeptRun:
     made = folder / "made"
     run = RunConfig(image_size=SIZE, protocol=protocol, select_by="val_macro_recall")
     data = DataRequest(
-        root=write_folder(made / "data"), run=run, cache_root=made / "cache", cache_size_bytes=10**9, strict_data=True
+        choice=ImageChoice(strict_data=True),
+        root=write_folder(made / "data"),
+        run=run,
+        cache_root=made / "cache",
+        cache_size_bytes=10**9,
     )
     (made / "weights").mkdir()
     torch.save(get_model("resnet18", weights=None).state_dict(), made / "weights" / "resnet18-ours.pth")
@@ -131,12 +136,9 @@ def tested_run(folder: Path, protocol: Protocol) -> KeptRun:
         )
         space = SearchSpace(arms=tuple(Arm(**point) for point in POINTS.values()), name="all_kinds")
         manifest = new_manifest(
+            SearchFacts(space=space, strategy=Strategy.for_space(space), sampler_options={}, run=run),
             name="run",
             arguments=[],
-            space=space,
-            strategy=Strategy.for_space(space),
-            sampler_options={},
-            run=run,
             data=facts,
             weights={},
         )

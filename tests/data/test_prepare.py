@@ -12,6 +12,7 @@ from tune_lung.data.decode import squash
 from tune_lung.data.duplicates import near_duplicate_pairs, thumbnail
 from tune_lung.data.prepare import IMAGES_COLUMNS, image_id, prepare
 from tune_lung.data.reading import read_grey
+from tune_lung.data.scan import ImageChoice
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import InputError
 
@@ -75,7 +76,7 @@ def test_prepare_leaves_bad_files_out_and_says_why(image_folder, cache):
     assert data.images["split"].notna().sum() == 21
     assert sum(PixelStore.open(data.store).num_masks.values()) == 0
     with pytest.raises(InputError, match=r"--strict-data: 6 files cannot be used \(1 empty, 1 folder, 1 link_loop, ") as caught:
-        prepare(root, run=RUN, cache=cache, strict_data=True)
+        prepare(root, choice=ImageChoice(strict_data=True), run=RUN, cache=cache)
     assert "half" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -107,7 +108,7 @@ def test_prepare_keeps_copies_on_one_side(image_folder, cache):
 
 
 def test_prepare_leaves_images_aside_over_the_limit(image_folder, cache):
-    images = prepare(image_folder({"A": 40, "B": 20}), run=RUN, cache=cache, limit=30).images
+    images = prepare(image_folder({"A": 40, "B": 20}), choice=ImageChoice(limit=30), run=RUN, cache=cache).images
     used = images[images["split"].notna()]
     assert used["class"].value_counts().to_dict() == {"A": 20, "B": 10}
     assert (images.loc[images["split"].isna(), "excluded_reason"] == "limit").all()

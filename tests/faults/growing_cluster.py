@@ -23,7 +23,7 @@ from rich.console import Console
 
 from tune_lung.config import RunConfig
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space import Arm, LogUniform, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import plan_resources, ray_session
@@ -31,6 +31,7 @@ from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 from tune_lung.tuning.watching.progress import ProgressView
 from tune_lung.tuning.watching.time_left import TimeLeft
@@ -130,7 +131,7 @@ def search(root: Path, cluster: Cluster) -> dict[str, Any]:
     )
     facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2})
     manifest = new_manifest(
-        name="run", arguments=[], space=SPACE, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
+        SearchFacts(space=SPACE, strategy=strategy, sampler_options={}, run=run), name="run", arguments=[], data=facts, weights={}
     )
     recorder = Recorder(Ledger.create(setup.run_root, manifest), setup, resources)
     time_left = TimeLeft(SPACE.cells(), strategy, work={cell.name: 1.0 for cell in SPACE.cells()})
@@ -152,11 +153,8 @@ def search(root: Path, cluster: Cluster) -> dict[str, Any]:
     weather = Weather(cluster, recorder, line, root / THREE_AT_ONCE)
     began = time.monotonic()
     train(
-        SPACE,
-        strategy,
+        SearchPlan(space=SPACE, strategy=strategy, setup=setup, resources=resources),
         Studies(SPACE, strategy, seed=0),
-        setup,
-        resources,
         recorder,
         callbacks=[view, weather],
         trainable=Sleeper,

@@ -10,7 +10,7 @@ import pytest
 from tune_lung.config import RunConfig
 from tune_lung.models.weights import RANDOM_WEIGHTS
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space_files import load_space
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
@@ -75,7 +75,11 @@ def recorder(setup: SearchSetup) -> Recorder:
     space = load_space("freeze_grid")
     strategy = Strategy.for_space(space)
     manifest = new_manifest(
-        name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=setup.run, data=facts, weights={}
+        SearchFacts(space=space, strategy=strategy, sampler_options={}, run=setup.run),
+        name="run",
+        arguments=[],
+        data=facts,
+        weights={},
     )
     return Recorder(Ledger.create(setup.run_root, manifest), setup, RESOURCES)
 

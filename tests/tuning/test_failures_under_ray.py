@@ -12,7 +12,7 @@ from ray import tune
 
 from tune_lung.config import RunConfig
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.results.schema import FailureKind
 from tune_lung.space import Arm, Choice, SearchSpace
 from tune_lung.strategy import Strategy
@@ -23,6 +23,7 @@ from tune_lung.tuning.plan import DataRequest, SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.sealed_test import evaluate_sealed
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 
 from tests.tuning.conftest import epoch_result
@@ -90,11 +91,20 @@ def test_what_a_trials_set_up_raises_is_sorted_by_its_cause(
     strategy = Strategy.for_space(space, sampler="exhaustive", scheduler="none")
     facts = DataFacts(fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2})
     manifest = new_manifest(
-        name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=setup.run, data=facts, weights={}
+        SearchFacts(space=space, strategy=strategy, sampler_options={}, run=setup.run),
+        name="run",
+        arguments=[],
+        data=facts,
+        weights={},
     )
     resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=1)
     recorder = Recorder(Ledger.create(setup.run_root, manifest), setup, resources)
-    train(space, strategy, Studies(space, strategy, seed=0), setup, resources, recorder, trainable=RaisingTrial)
+    train(
+        SearchPlan(space=space, strategy=strategy, setup=setup, resources=resources),
+        Studies(space, strategy, seed=0),
+        recorder,
+        trainable=RaisingTrial,
+    )
     trials = pd.read_parquet(setup.run_root / "trials").set_index("batch_size")
     assert trials.loc[10, "status"] == "completed"
     assert trials.loc[list(ERRORS), "failure"].to_dict() == FAILURES

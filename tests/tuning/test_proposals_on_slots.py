@@ -13,13 +13,14 @@ from ray import tune
 
 from tune_lung.config import RunConfig
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space import Arm, Grid, LogUniform, SearchSpace, Uniform
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 from tune_lung.tuning.slots import Slots
 
@@ -101,14 +102,23 @@ class Searched:
             fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts={"train": 4, "validation": 2, "test": 2}
         )
         manifest = new_manifest(
-            name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
+            SearchFacts(space=space, strategy=strategy, sampler_options={}, run=run),
+            name="run",
+            arguments=[],
+            data=facts,
+            weights={},
         )
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent, may_grow=may_grow)
         virtual = VirtualSlots(slots, changes=changes, **virtual_slots)
         self.slots = Slots(resources, room=virtual.room, clock=virtual.clock)
         recorder = Recorder(Ledger.create(setup.run_root, manifest), setup, resources, slots=self.slots)
         with virtual.in_place_of_rays():
-            train(space, strategy, Studies(space, strategy, seed=seed), setup, resources, recorder, trainable=Climb)
+            train(
+                SearchPlan(space=space, strategy=strategy, setup=setup, resources=resources),
+                Studies(space, strategy, seed=seed),
+                recorder,
+                trainable=Climb,
+            )
         self.seconds = virtual.now
         self.trials = pd.read_parquet(setup.run_root / "trials").sort_values("proposed_order").reset_index(drop=True)
 

@@ -13,7 +13,7 @@ import torch
 
 from tune_lung.results.layout import KeepName, RunPaths
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.results.ownership import Ownership, SupersededError
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import read_run
@@ -61,12 +61,9 @@ class FakeSearch:
             ledger = Ledger.create(
                 root,
                 new_manifest(
+                    SearchFacts(space=SPACE, strategy=strategy, sampler_options={}, run=self.setup.run),
                     name="run",
                     arguments=[],
-                    space=SPACE,
-                    strategy=strategy,
-                    sampler_options={},
-                    run=self.setup.run,
                     data=facts,
                     weights={},
                 ),

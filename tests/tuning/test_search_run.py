@@ -17,13 +17,14 @@ from tune_lung.config import RunConfig
 from tune_lung.errors import SupersededError
 from tune_lung.files import CheckWriter
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, new_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.space import Arm, Choice, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 
 from tests.tuning.conftest import epoch_result
@@ -111,7 +112,11 @@ class Searched:
             fingerprint="f" * 64, synthetic=True, classes=("a", "b"), counts=dict.fromkeys(("train", "validation", "test"), 4)
         )
         manifest = new_manifest(
-            name="run", arguments=[], space=space, strategy=strategy, sampler_options={}, run=run, data=facts, weights={}
+            SearchFacts(space=space, strategy=strategy, sampler_options={}, run=run),
+            name="run",
+            arguments=[],
+            data=facts,
+            weights={},
         )
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent)
         ledger = Ledger.create(setup.run_root, manifest)
@@ -122,11 +127,8 @@ class Searched:
         if searched_seconds is not None:
             setup.run_root.joinpath(".owner.json").write_text('{"attempt": 1, "pid": 1, "is_out_of_time": true}')
         train(
-            space,
-            strategy,
+            SearchPlan(space=space, strategy=strategy, setup=setup, resources=resources),
             studies,
-            setup,
-            resources,
             recorder,
             trainable=trainable,
             searched_seconds=searched_seconds,

@@ -26,7 +26,7 @@ from tune_lung.data.metadata import metadata_mismatches
 from tune_lung.data.phantoms import DEFAULT_NUM_IMAGES, write_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
 from tune_lung.data.reading import GreyReader
-from tune_lung.data.scan import ImageFile, Scan, scan
+from tune_lung.data.scan import ImageChoice, ImageFile, Scan, scan
 from tune_lung.data.split import SPLITS
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import exit_status
@@ -313,11 +313,9 @@ def _prepared(options: argparse.Namespace) -> Iterator[PreparedData]:
     with Cache.open(options.cache, options.cache_size) as cache, _progress() as progress:
         data = prepare(
             options.directory,
+            choice=ImageChoice(limit=options.limit, strict_data=options.strict_data, follow_links=options.follow_links),
             run=run,
             cache=cache,
-            limit=options.limit,
-            strict_data=options.strict_data,
-            follow_links=options.follow_links,
             progress=progress,
         )
         yield data

@@ -23,7 +23,7 @@ from tune_lung.data.duplicates import duplicate_groups, thumbnail
 from tune_lung.data.exclusion import ChangedError, ExclusionReason, NotReadError
 from tune_lung.data.metadata import metadata_file, sources_by_path, tables_of
 from tune_lung.data.reading import GreyReader, memory_needed
-from tune_lung.data.scan import ImageFile, Scan, scan
+from tune_lung.data.scan import EVERY_IMAGE, ImageChoice, ImageFile, Scan, scan
 from tune_lung.data.split import check_enough, limited, published_split, strict_split
 from tune_lung.data.store import STORE_VERSION, DecodedImages, PixelStore, StoreDamagedError, write_store
 from tune_lung.errors import InputError
@@ -64,9 +64,7 @@ def prepare(
     *,
     run: RunConfig,
     cache: Cache,
-    limit: int | None = None,
-    strict_data: bool = False,
-    follow_links: bool = False,
+    choice: ImageChoice = EVERY_IMAGE,
     synthetic: bool = False,
     progress: Progress | None = None,
 ) -> PreparedData:
@@ -76,9 +74,7 @@ def prepare(
         root: The data folder, one folder per class.
         run: Image size, protocol (its split) and root seed.
         cache: Where the store and the files' digests lie.
-        limit: Images to use, chosen by class before anything else; None for all.
-        strict_data: Whether a file that cannot be used stops the command instead of being left out.
-        follow_links: Whether links that lead out of the folder are followed.
+        choice: Which files are used.
         synthetic: Whether the images are phantoms; a folder marked so counts as such anyway.
         progress: Told of each file done.
 
@@ -86,17 +82,17 @@ def prepare(
         The store and the table of images.
 
     Raises:
-        InputError: The folder cannot be used, a class is too small, or `strict_data` found a bad file.
+        InputError: The folder cannot be used, a class is too small, or `choice.strict_data` found a bad file.
         NotReadError: A file could not be read, or changed meanwhile; nothing is kept.
     """
-    found = scan(root, follow_links=follow_links)
+    found = scan(root, follow_links=choice.follow_links)
     _require_readable(found)
     check_enough(Counter(image.class_name for image in found.images), "images")
     recipe = _Recipe(
         found=found,
-        chosen=_chosen(found, limit=limit, seed=run.seed),
+        chosen=_chosen(found, limit=choice.limit, seed=run.seed),
         run=run,
-        limit=limit,
+        limit=choice.limit,
         synthetic=synthetic or found.synthetic,
         progress=progress or _silent,
     )
@@ -120,7 +116,7 @@ def prepare(
 
     folder = cache.entry("stores", key, build=build, check=check)
     store, images = PixelStore.open(folder), tables[-1]
-    if strict_data:
+    if choice.strict_data:
         _refuse_bad_files(images["excluded_reason"])
     return PreparedData(
         store=folder,

@@ -26,6 +26,22 @@ _SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageChoice:
+    """Which files of a folder are used."""
+
+    limit: int | None = None
+    """Images kept at most, drawn class by class; None keeps all."""
+    strict_data: bool = False
+    """Stop at the first file that cannot be used, instead of leaving it out."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder."""
+
+
+EVERY_IMAGE = ImageChoice()
+"""All that can be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageFile:
     """A file that is an image by its name."""
 

@@ -16,7 +16,7 @@ from tune_lung.families.family import PointValue
 from tune_lung.metrics import columns_on_validation
 from tune_lung.results.beginning import MOST_NAME_BYTES, begin_run, require_free
 from tune_lung.results.ledger import Ledger, Row
-from tune_lung.results.manifest import DataFacts, new_manifest, require_manifest
+from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest, require_manifest
 from tune_lung.results.parts import DamagedPartError, read_part
 from tune_lung.results.row_rules import require_rows
 from tune_lung.results.schema import StopReason, TrialStatus, table_schema
@@ -240,12 +240,11 @@ def _axis_of_values(values: Sequence[Any]) -> Any:
 
 def _manifest(search: ForeignSearch, space: SearchSpace) -> dict[str, Any]:
     manifest = new_manifest(
+        SearchFacts(
+            space=space, strategy=Strategy(sampler="random", scheduler="none", samples=None), sampler_options={}, run=RunConfig()
+        ),
         name=search.name,
         arguments=[],
-        space=space,
-        strategy=Strategy(sampler="random", scheduler="none", samples=None),
-        sampler_options={},
-        run=RunConfig(),
         data=DataFacts(fingerprint="", synthetic=False, classes=(), counts=dict.fromkeys(("train", "validation", "test"), 0)),
         weights={},
     )

@@ -177,45 +177,52 @@ class DataFacts:
     """What a new image is brought to the form of these by; None where that is not known."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchFacts:
+    """What a manifest says of a search, whoever asks for it."""
+
+    space: SearchSpace
+    """What is tried, as it runs."""
+    strategy: Strategy
+    """How it is searched."""
+    sampler_options: Mapping[str, Any]
+    """Every option that the sampler was given."""
+    run: RunConfig
+    """What all trials share."""
+    settings: SearchSettings | None = None
+    """What else belongs to the search; None for all images there are, bad files left out."""
+
+
 def new_manifest(
+    search: SearchFacts,
     *,
     name: str,
     arguments: Sequence[str],
-    space: SearchSpace,
-    strategy: Strategy,
-    sampler_options: Mapping[str, Any],
-    run: RunConfig,
     data: DataFacts,
     weights: Mapping[str, Mapping[str, str | None]],
-    settings: SearchSettings | None = None,
     numerics: Numerics | None = None,
 ) -> dict[str, Any]:
     """Describe a run that starts now.
 
     Args:
+        search: The search.
         name: The run's folder name.
         arguments: The command line; absolute paths in it are cut to their last part.
-        space: What is tried, as it runs.
-        strategy: How it is searched.
-        sampler_options: Every option that the sampler was given.
-        run: What all trials share.
         data: The images.
         weights: Kind, name and sha256 of each backbone's weights, by model.
-        settings: What else belongs to the search; None for all images there are, bad files left out.
         numerics: How its trials are computed; None where that is not known.
     """
+    run = search.run
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": secrets.token_hex(16),
         "name": name,
-        "space": space.as_json(),
-        "space_sha256": space.sha256(),
-        "strategy": {**strategy.as_json(), "sampler_options": dict(sampler_options)},
+        **_searched(search),
+        "strategy": {**search.strategy.as_json(), "sampler_options": dict(search.sampler_options)},
         "protocol": run.protocol,
         "image_size": run.image_size,
         "select_by": run.select_by,
         "seed": run.seed,
-        "settings": dict(settings or SearchSettings(limit=None, strict_data=False, keep=DEFAULT_KEEP)),
         "data": {
             "fingerprint": data.fingerprint,
             "synthetic": data.synthetic,
@@ -232,12 +239,10 @@ def new_manifest(
 
 def resumed(
     manifest: Mapping[str, Any],
+    search: SearchFacts,
     *,
     attempt: int,
     arguments: Sequence[str],
-    space: SearchSpace,
-    strategy: Strategy,
-    settings: SearchSettings,
     numerics: Numerics | None = None,
     allow_other_numbers: bool = False,
 ) -> dict[str, Any]:
@@ -245,27 +250,29 @@ def resumed(
 
     Args:
         manifest: As the attempt before left it.
+        search: The same but for a larger budget, more samples, repeats or time; `run` and `sampler_options` stay as they were.
         attempt: The number of the new one.
         arguments: The command line that resumes it.
-        space: What is tried: the same but for a larger budget.
-        strategy: How it is searched: the same but for more samples, repeats or time.
-        settings: What else belongs to the search.
         numerics: How its trials are computed from now on; None where that is not known.
         allow_other_numbers: Whether that may be otherwise than before.
     """
     names = _AttemptShape.__annotations__
     before = {name: value for name, value in manifest.items() if name in names}
     kept = {name: value for name, value in manifest.items() if name not in names}
-    grown = {
-        "schema_version": SCHEMA_VERSION,
-        "space": space.as_json(),
-        "space_sha256": space.sha256(),
-        "strategy": {**manifest["strategy"], **strategy.as_json()},
-        "settings": dict(settings),
-    }
+    grown = {**_searched(search), "strategy": {**manifest["strategy"], **search.strategy.as_json()}}
     earlier = [*manifest.get("earlier_attempts", ()), before]
     said = {"allow_other_numbers": True} if allow_other_numbers else {}
     return {**kept, **grown, **_beginning(attempt, arguments, numerics), **said, "earlier_attempts": earlier}
+
+
+def _searched(search: SearchFacts) -> dict[str, Any]:
+    """Say what is tried, and what else belongs to a search."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "space": search.space.as_json(),
+        "space_sha256": search.space.sha256(),
+        "settings": dict(search.settings or SearchSettings(limit=None, strict_data=False, keep=DEFAULT_KEEP)),
+    }
 
 
 def note_of_other_numbers(manifest: Mapping[str, Any]) -> str | None:

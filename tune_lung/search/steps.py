@@ -19,6 +19,7 @@ from tune_lung.data.cache import Cache
 from tune_lung.data.depth import MIXED_DEPTHS
 from tune_lung.data.exclusion import ExclusionReason
 from tune_lung.data.prepare import PreparedData
+from tune_lung.data.scan import ImageChoice
 from tune_lung.data.store import PixelStore
 from tune_lung.errors import InputError, did_you_mean
 from tune_lung.families.family import PointValue
@@ -52,6 +53,7 @@ from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.proposals.warm_start import MOST_LESSONS_BYTES, known_trials, lesson, lessons_from_json
 from tune_lung.tuning.scheduler import judged_epochs
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.survey import Survey, survey_devices
 from tune_lung.tuning.watching.trackers import require_trackers
 
@@ -114,15 +116,18 @@ def _searched(request: SearchRequest, console: Console, owned: ExitStack) -> tup
             if request.resumed is None:
                 say(console, *notes_on_scheduler(options, request.space, request.strategy))
             known = _known_trials(request, setup, console)
+            plan = SearchPlan(space=request.space, strategy=request.strategy, setup=setup, resources=resources, keep=options.keep)
             if options.dry_run:
-                dry_run(request.space, request.strategy, setup, resources, console=console, keep=options.keep)
+                dry_run(plan, console=console)
                 return None, 0
-            _warn_of_room(request, resources, len(prepared.classes), console)
+            _warn_of_room(plan, len(prepared.classes), console)
             ledger, ownership, found = owned.enter_context(opened_ledger(request, setup, prepared, known))
             supervised = Supervised(
                 request=request,
-                setup=replace(setup, run_root=ledger.paths.root, attempt=ownership.attempt, owner_token=ownership.token),
-                resources=resources,
+                plan=replace(
+                    plan,
+                    setup=replace(setup, run_root=ledger.paths.root, attempt=ownership.attempt, owner_token=ownership.token),
+                ),
                 ledger=ledger,
                 ownership=ownership,
                 known=known,
@@ -148,11 +153,9 @@ def _require_nodes(request: SearchRequest) -> None:
 def _data_request(request: SearchRequest) -> DataRequest:
     options = request.options
     return DataRequest(
+        choice=ImageChoice(limit=options.limit, strict_data=options.strict_data, follow_links=options.follow_links),
         root=None if options.data is None else options.data.resolve(),
         run=request.run,
-        limit=options.limit,
-        strict_data=options.strict_data,
-        follow_links=options.follow_links,
         cache_root=None if options.cache is None else options.cache.resolve(),
         cache_size_bytes=options.cache_size,
     )
@@ -343,16 +346,7 @@ def _known_trials(request: SearchRequest, setup: SearchSetup, console: Console) 
         return []
 
 
-def _warn_of_room(request: SearchRequest, resources: Resources, num_classes: int, console: Console) -> None:
+def _warn_of_room(plan: SearchPlan, num_classes: int, console: Console) -> None:
+    resources = plan.resources
     offers = node_offers(cpus_per_trial=resources.cpus_per_trial, gpus_per_trial=resources.gpus_per_trial)
-    for warning in warnings_of_room(
-        request.space,
-        request.strategy,
-        request.run,
-        resources,
-        offers,
-        num_classes=num_classes,
-        out=request.root.parent,
-        keep=request.options.keep,
-    ):
-        say(console, warning)
+    say(console, *warnings_of_room(plan, offers, num_classes=num_classes))

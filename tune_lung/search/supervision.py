@@ -16,7 +16,7 @@ from tune_lung.interrupts import Interruption, interruptible
 from tune_lung.printable import complain, in_one_line
 from tune_lung.results.beginning import begin_run
 from tune_lung.results.ledger import Ledger
-from tune_lung.results.manifest import DataFacts, Numerics, Outcome, SearchSettings, ended, new_manifest, resumed
+from tune_lung.results.manifest import DataFacts, Numerics, Outcome, SearchFacts, SearchSettings, ended, new_manifest, resumed
 from tune_lung.results.ownership import Ownership
 from tune_lung.results.reader import Run, read_run
 from tune_lung.results.schema import TimePart, TrialStatus
@@ -24,7 +24,6 @@ from tune_lung.screen import say
 from tune_lung.search.remembered import remember
 from tune_lung.search.request import SearchRequest
 from tune_lung.search.resume_options import check_same_data, check_same_numbers, check_same_weights
-from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup
@@ -32,7 +31,8 @@ from tune_lung.tuning.proposals.studies import KnownTrial, sampler_options
 from tune_lung.tuning.proposals.warm_start import lessons_as_json
 from tune_lung.tuning.recorder import SearchHaltedError
 from tune_lung.tuning.resume import earlier_attempts
-from tune_lung.tuning.search_run import run_search
+from tune_lung.tuning.search_plan import Attempt, SearchPlan
+from tune_lung.tuning.search_run import search_and_test
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 
 
@@ -69,11 +69,9 @@ def opened_ledger(
     ledger = Ledger.open(request.root, damaged=found.damaged, check_writer=request.ownership.check)
     manifest = resumed(
         ledger.read_manifest(),
+        _facts(request, setup),
         attempt=request.ownership.attempt,
         arguments=request.arguments,
-        space=request.space,
-        strategy=request.strategy,
-        settings=_settings(request),
         numerics=numerics,
         allow_other_numbers=request.options.allow_other_numbers,
     )
@@ -103,15 +101,11 @@ def _begun(
         pixels=prepared.pixels,
     )
     manifest = new_manifest(
+        _facts(request, setup),
         name=request.root.name,
         arguments=request.arguments,
-        space=request.space,
-        strategy=request.strategy,
-        sampler_options=sampler_options(request.strategy),
-        run=setup.run,
         data=facts,
         weights=sources,
-        settings=_settings(request),
         numerics=_numerics(request, setup),
     )
 
@@ -124,9 +118,15 @@ def _begun(
     return begin_run(request.root, manifest | teacher, fill, is_named=request.options.name is not None)
 
 
-def _settings(request: SearchRequest) -> SearchSettings:
+def _facts(request: SearchRequest, setup: SearchSetup) -> SearchFacts:
     options = request.options
-    return SearchSettings(limit=options.limit, strict_data=options.strict_data, keep=options.keep)
+    return SearchFacts(
+        space=request.space,
+        strategy=request.strategy,
+        sampler_options=sampler_options(request.strategy),
+        run=setup.run,
+        settings=SearchSettings(limit=options.limit, strict_data=options.strict_data, keep=options.keep),
+    )
 
 
 def _numerics(request: SearchRequest, setup: SearchSetup) -> Numerics:
@@ -147,10 +147,8 @@ class Supervised:
 
     request: SearchRequest
     """What was asked for."""
-    setup: SearchSetup
-    """What its trials share."""
-    resources: Resources
-    """What each trial gets."""
+    plan: SearchPlan
+    """The search itself."""
     ledger: Ledger
     """The run's, opened."""
     ownership: Ownership
@@ -180,7 +178,7 @@ def supervise(supervised: Supervised, console: Console, watch: ClusterWatch) -> 
         KeyboardInterrupt: A guest was interrupted; of a command that is a status.
         SearchHaltedError: The first trials of a guest have all failed with what the others would meet too; likewise.
     """
-    ledger, root = supervised.ledger, supervised.setup.run_root
+    ledger, root = supervised.ledger, supervised.plan.setup.run_root
     interruption = Interruption()
 
     def tell_of_loss() -> None:
@@ -260,26 +258,21 @@ def _run(supervised: Supervised, console: Console) -> list[TrialRecord]:
             found,
             request.space,
             request.strategy,
-            supervised.setup,
+            supervised.plan.setup,
             is_time_left=is_time_left,
             keep=request.options.keep,
         )
         say(console, *_told_of(earlier, found, attempt=supervised.ownership.attempt))
     start_seconds, store_seconds = supervised.seconds_before
-    return run_search(
-        request.space,
-        request.strategy,
-        supervised.setup,
-        supervised.resources,
-        supervised.ledger,
+    attempt = Attempt(
+        ledger=supervised.ledger,
         ownership=supervised.ownership,
-        console=console,
         known=supervised.known,
-        earlier=earlier,
+        earlier=earlier or EarlierAttempts(),
         trackers=request.options.tracker,
-        before={TimePart.START: start_seconds, TimePart.STORE: store_seconds},
-        keep=request.options.keep,
+        seconds_before={TimePart.START: start_seconds, TimePart.STORE: store_seconds},
     )
+    return search_and_test(supervised.plan, attempt, console)
 
 
 def _told_of(earlier: EarlierAttempts, found: Run, *, attempt: int) -> list[str]:

@@ -13,7 +13,7 @@ from tune_lung.config import Point, RunConfig, TrialConfig, point_id
 from tune_lung.data.cache import Cache
 from tune_lung.data.phantoms import ensure_phantoms
 from tune_lung.data.prepare import PreparedData, Progress, prepare
-from tune_lung.data.scan import scan
+from tune_lung.data.scan import EVERY_IMAGE, ImageChoice, scan
 from tune_lung.data.store import PixelStore, StoreDamagedError
 from tune_lung.models.weights import WeightsSource
 from tune_lung.randomness import derive_seed
@@ -37,12 +37,8 @@ class DataRequest:
     """The image folder; None for the synthetic phantoms."""
     run: RunConfig
     """Its image size, protocol and seed decide pixels and split."""
-    limit: int | None = None
-    """Images kept at most, drawn class by class; None keeps all."""
-    strict_data: bool = False
-    """Stop at the first bad file instead of leaving it out."""
-    follow_links: bool = False
-    """Follow links that lead out of the image folder."""
+    choice: ImageChoice = EVERY_IMAGE
+    """Which of its files."""
     cache_root: Path | None
     """Where decoded pixels lie; None for the user's cache folder."""
     cache_size_bytes: int
@@ -55,7 +51,7 @@ class DataRequest:
             InputError: The folder cannot serve as a data set.
         """
         if self.root is not None:
-            scan(self.root, follow_links=self.follow_links)
+            scan(self.root, follow_links=self.choice.follow_links)
 
     def open_cache(self) -> Cache:
         """Open this node's cache.
@@ -80,9 +76,7 @@ class DataRequest:
             root,
             run=self.run,
             cache=cache,
-            limit=self.limit,
-            strict_data=self.strict_data,
-            follow_links=self.follow_links,
+            choice=self.choice,
             synthetic=self.root is None,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,28 +14,25 @@ from rich.console import Console
 from tune_lung.evaluation.confusion import confusion_matrix
 from tune_lung.learners.kept import KeptModel
 from tune_lung.metrics import Judged, measured_on_test
-from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.ledger import Ledger
 from tune_lung.results.manifest import with_test_opening
-from tune_lung.results.ownership import Ownership
 from tune_lung.results.ranking import best_points, pareto_front, point_means
-from tune_lung.results.schema import TimePart, TrialStatus, probability_column
+from tune_lung.results.schema import TrialStatus, probability_column
 from tune_lung.scratch import ScratchFolder
-from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.tensor_files import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
-from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.failures import Failure
 from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
-from tune_lung.tuning.proposals.studies import KnownTrial, Studies
+from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.run_profile import RunProfile
 from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
 from tune_lung.tuning.sealed_test import evaluate_sealed
+from tune_lung.tuning.search_plan import Attempt, SearchPlan
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 from tune_lung.tuning.uncounted_callbacks import leave_callbacks_uncounted
@@ -46,38 +43,15 @@ from tune_lung.tuning.watching.trackers import make_trackers
 _log = logging.getLogger(__name__)
 
 
-def run_search(
-    space: SearchSpace,
-    strategy: Strategy,
-    setup: SearchSetup,
-    resources: Resources,
-    ledger: Ledger,
-    *,
-    ownership: Ownership,
-    console: Console,
-    known: Iterable[KnownTrial] = (),
-    earlier: EarlierAttempts | None = None,
-    trackers: Sequence[str] = (),
-    before: Mapping[TimePart, float] | None = None,
-    keep: KeepName = DEFAULT_KEEP,
-) -> list[TrialRecord]:
+def search_and_test(plan: SearchPlan, attempt: Attempt, console: Console) -> list[TrialRecord]:
     """Search a space and evaluate each cell's best point on the test images.
 
     A trial that is to be tested, and whose network was not kept or is damaged, is trained again first.
 
     Args:
-        space: What is tried.
-        strategy: Who proposes, who is stopped, how much is spent.
-        setup: What all trials share.
-        resources: What each trial gets.
-        ledger: Where everything is written as it happens.
-        ownership: Counts the time spent, and tells workers when it is over.
+        plan: The search.
+        attempt: This attempt at it.
         console: Where progress is shown.
-        known: Finished trials of earlier searches, to learn from.
-        earlier: What earlier attempts at this search left; None at its beginning.
-        trackers: Names of other tools that are told of the trials, from `make_trackers`.
-        before: Seconds that the run took before this call, for its profile.
-        keep: Which checkpoints stay.
 
     Returns:
         Every trial's record.
@@ -88,41 +62,34 @@ def run_search(
         SearchHaltedError: The first trials have all failed with what the others would meet too.
         KeyboardInterrupt: The user stopped the search; the ledger holds all that was reported.
     """
-    earlier = earlier or EarlierAttempts()
-    recorder = Recorder(ledger, setup, resources, earlier=earlier, retention=Retention(keep, strategy, setup))
+    space, strategy, setup, ledger, ownership = plan.space, plan.strategy, plan.setup, attempt.ledger, attempt.ownership
+    retention = Retention(plan.keep, strategy, setup)
+    recorder = Recorder(ledger, setup, plan.resources, earlier=attempt.earlier, retention=retention)
     recorder.tidy()
-    cells, known = search_order(space, strategy, setup.run, num_classes=len(ledger.classes)), tuple(known)
+    cells = search_order(space, strategy, setup.run, num_classes=len(ledger.classes))
     view = ProgressView(
         recorder,
         space,
         strategy,
         time_left=TimeLeft(cells, strategy, work=work_of_cells(space, setup, num_classes=len(ledger.classes))),
-        max_concurrent=resources.max_concurrent,
+        max_concurrent=plan.resources.max_concurrent,
         console=console,
         searched_seconds=ownership.searched_seconds,
     )
-    opened = make_trackers(trackers, recorder, setup.run_root)
-    profile = RunProfile(ledger, recorder, before=before or {}, earlier=earlier.own_seconds) if setup.profile else None
+    opened = make_trackers(attempt.trackers, recorder, setup.run_root)
+    profile = None
+    if setup.profile:
+        profile = RunProfile(ledger, recorder, before=attempt.seconds_before, earlier=attempt.earlier.own_seconds)
     ownership.start_searching(strategy.time_budget_seconds)
 
     def train_from(found: EarlierAttempts) -> None:
-        studies = Studies(space, strategy, seed=setup.run.seed, known=known, cells=cells)
+        studies = Studies(space, strategy, seed=setup.run.seed, known=attempt.known, cells=cells)
         callbacks = [view, *opened, *([] if profile is None else [profile])]
-        train(
-            space,
-            strategy,
-            studies,
-            setup,
-            resources,
-            recorder,
-            callbacks=callbacks,
-            earlier=found,
-            searched_seconds=ownership.searched_seconds,
-        )
+        train(plan, studies, recorder, callbacks=callbacks, earlier=found, searched_seconds=ownership.searched_seconds)
 
     try:
         with view:
-            train_from(earlier)
+            train_from(attempt.earlier)
             budget = strategy.time_budget_seconds
             if (budget is None or ownership.searched_seconds() < budget) and reopen_untestable(recorder, strategy, setup, ledger):
                 train_from(recorder.so_far())
@@ -135,18 +102,15 @@ def run_search(
     ownership.stop_searching()
     trained = time.monotonic()
     recorder.tidy()
-    _evaluate(recorder, strategy, setup, resources, ledger)
+    _evaluate(recorder, plan, ledger)
     if profile is not None:
         profile.write(idle_seconds=idle_seconds, evaluation_seconds=time.monotonic() - trained)
     return recorder.records
 
 
 def train(
-    space: SearchSpace,
-    strategy: Strategy,
+    plan: SearchPlan,
     studies: Studies,
-    setup: SearchSetup,
-    resources: Resources,
     recorder: Recorder,
     *,
     callbacks: Sequence[Callback] = (),
@@ -157,11 +121,8 @@ def train(
     """Let Ray train what the studies propose, until nothing is left to propose.
 
     Args:
-        space: What is tried.
-        strategy: Who proposes, who is stopped, how much is spent.
+        plan: The search.
         studies: Propose points and are told of them.
-        setup: What all trials share.
-        resources: What each trial gets.
         recorder: Writes the trials down; it hears of everything before the other callbacks.
         callbacks: Who else hears of everything.
         trainable: What trains one trial; it takes `setup`.
@@ -172,6 +133,7 @@ def train(
         InputError: A disk is full, or the run cannot be written.
         SearchHaltedError: The first trials have all failed with what the others would meet too.
     """
+    space, strategy, resources = plan.space, plan.strategy, plan.resources
     search = StudySearch(
         studies,
         strategy,
@@ -182,7 +144,7 @@ def train(
     rule = rule_of(strategy, max_epochs=space.max_epochs())
     scheduler = RungScheduler(rule, recorder, group_of=groups_of(space), earlier=earlier)
     bound = tune.with_resources(
-        tune.with_parameters(trainable, setup=setup), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+        tune.with_parameters(trainable, setup=plan.setup), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     )
     survive_killed_workers()
     leave_callbacks_uncounted()
@@ -229,22 +191,22 @@ def reopen_untestable(recorder: Recorder, strategy: Strategy, setup: SearchSetup
     return bool(untestable)
 
 
-def _evaluate(recorder: Recorder, strategy: Strategy, setup: SearchSetup, resources: Resources, ledger: Ledger) -> None:
+def _evaluate(recorder: Recorder, plan: SearchPlan, ledger: Ledger) -> None:
     """Open the test images once for what validation chose, and write down that they were opened."""
-    chosen = _to_be_tested(recorder, strategy, ledger)
+    chosen = _to_be_tested(recorder, plan.strategy, ledger)
     if not chosen:
         return
     ledger.write_manifest(with_test_opening(ledger.read_manifest(), [record.plan.trial_id for record in chosen]))
     best_epochs = {record.plan.trial_id: int(record.best["epoch"]) for record in chosen if record.best}
-    for plan, predictions in evaluate_sealed([record.plan for record in chosen], best_epochs, setup, resources):
+    for trial, predictions in evaluate_sealed([record.plan for record in chosen], best_epochs, plan.setup, plan.resources):
         if isinstance(predictions, DamagedCheckpointError):
-            _log.warning("Trial %s (%s) is not tested. %s", plan.trial_id, plan.cell, predictions)
+            _log.warning("Trial %s (%s) is not tested. %s", trial.trial_id, trial.cell, predictions)
             continue
         if isinstance(predictions, Failure):
-            _log.warning("Trial %s (%s) is not tested: %s. --resume tests it", plan.trial_id, plan.cell, predictions.text)
+            _log.warning("Trial %s (%s) is not tested: %s. --resume tests it", trial.trial_id, trial.cell, predictions.text)
             continue
-        ledger.write_predictions(plan.trial_id, predictions)
-        recorder.add_test_scores(plan.trial_id, _test_scores(predictions, ledger.classes))
+        ledger.write_predictions(trial.trial_id, predictions)
+        recorder.add_test_scores(trial.trial_id, _test_scores(predictions, ledger.classes))
 
 
 def _to_be_tested(recorder: Recorder, strategy: Strategy, ledger: Ledger) -> list[TrialRecord]:

@@ -27,6 +27,7 @@ from tune_lung.tuning.forecasting.dry_run import dry_run
 from tune_lung.tuning.forecasting.forecast import TrialCost
 from tune_lung.tuning.forecasting.probe import ProbeRequest
 from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.search_plan import SearchPlan
 
 from tests.small_search import search_command
 
@@ -78,7 +79,10 @@ def say(setup: SearchSetup, probed: list[ProbeRequest]) -> Say:  # noqa: ARG001 
     def run(space: SearchSpace, *, width: int = 80, max_concurrent: int = 2, keep: KeepName = "leaders", **options: Any) -> str:
         console = Console(file=StringIO(), width=width)
         resources = Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=max_concurrent)
-        dry_run(space, Strategy.for_space(space, **options), setup, resources, console=console, keep=keep)
+        dry_run(
+            SearchPlan(space=space, strategy=Strategy.for_space(space, **options), setup=setup, resources=resources, keep=keep),
+            console=console,
+        )
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
     return run

@@ -23,6 +23,8 @@ from tune_lung.tuning.forecasting.room import (
     size_text,
     warnings_of_room,
 )
+from tune_lung.tuning.plan import DataRequest, SearchSetup
+from tune_lung.tuning.search_plan import SearchPlan
 
 GB = 10**9
 
@@ -158,15 +160,23 @@ def test_a_trial_that_no_node_can_hold_is_told_to_shrink() -> None:
 )
 def test_a_search_is_warned_of_what_is_known_to_be_short(repeats: int, gigabytes: int, told: list[str]) -> None:
     resnets = SearchSpace(name="resnets", arms=(Arm(model="resnet18", learning_rate=Grid(0.1, 0.01, 0.001, 0.0001)),))
-    warnings = warnings_of_room(
-        resnets,
-        Strategy(sampler="exhaustive", scheduler="none", samples=None, repeats=repeats),
-        RunConfig(),
-        Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=8),
-        [NodeOffer(slots=8, memory_bytes=gigabytes * GB)],
-        num_classes=4,
-        out=Path("runs"),
+    setup = SearchSetup(
+        run=RunConfig(),
+        run_root=Path("runs/none"),
+        data=DataRequest(root=None, run=RunConfig(), cache_root=None, cache_size_bytes=0),
+        store=Path("store"),
+        data_fingerprint="none",
+        weights={},
+        cpus_per_trial=1,
+        gpus_per_trial=0,
     )
+    plan = SearchPlan(
+        space=resnets,
+        strategy=Strategy(sampler="exhaustive", scheduler="none", samples=None, repeats=repeats),
+        setup=setup,
+        resources=Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=8),
+    )
+    warnings = warnings_of_room(plan, [NodeOffer(slots=8, memory_bytes=gigabytes * GB)], num_classes=4)
     assert len(warnings) == len(told)
     for warning, text in zip(warnings, told, strict=True):
         assert re.search(text, warning)

@@ -8,47 +8,35 @@ from rich.progress import Progress
 
 from tune_lung.config import TrialConfig
 from tune_lung.data.store import PixelStore
-from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.screen import say
-from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cell_order import search_order
-from tune_lung.tuning.cluster import Resources, node_offers
+from tune_lung.tuning.cluster import node_offers
 from tune_lung.tuning.forecasting.forecast import CellPlan, foresee_epochs, foresee_trials, plan_cells
 from tune_lung.tuning.forecasting.probe import ProbeRequest, largest_point, probe, work_of, workload_of
 from tune_lung.tuning.forecasting.room import DiskNeed, check_disk, check_gpu_memory, check_memory, checkpoints_need
 from tune_lung.tuning.forecasting.view import Measured, Needs, counted, show_needs, show_networks, show_plan, show_time
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.scheduler import groups_of
+from tune_lung.tuning.search_plan import SearchPlan
 
 _SECONDS_BETWEEN_LINES = 20.0
 """Where no bar can be drawn."""
 
 
-def dry_run(
-    space: SearchSpace,
-    strategy: Strategy,
-    setup: SearchSetup,
-    resources: Resources,
-    *,
-    console: Console,
-    keep: KeepName = DEFAULT_KEEP,
-) -> None:
+def dry_run(plan: SearchPlan, *, console: Console) -> None:
     """Print cells, trials, rungs, epochs, time, disk and memory of a search.
 
     Every kind of trial is trained for a few steps under the conditions of the search. Nothing is written but in the cache.
 
     Args:
-        space: What would be tried.
-        strategy: How.
-        setup: What its trials share; its run's folder is not made.
-        resources: What each trial would get.
+        plan: The search; its run's folder is not made.
         console: Where to print.
-        keep: Which checkpoints would stay.
 
     Raises:
         InputError: Disk, memory or GPU memory cannot hold the search.
     """
+    space, strategy, setup, resources, keep = plan.space, plan.strategy, plan.setup, plan.resources, plan.keep
     store = PixelStore.open(setup.store)
     plans = plan_cells(space.cells(), strategy)
     taken_up = search_order(space, strategy, setup.run, num_classes=len(store.classes))

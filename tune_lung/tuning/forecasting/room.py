@@ -15,11 +15,11 @@ from tune_lung.families.family import ModelConfig
 from tune_lung.families.registry import family_of
 from tune_lung.learners.learner import Setting
 from tune_lung.learners.registry import learner_of
-from tune_lung.results.layout import DEFAULT_KEEP, KeepName
-from tune_lung.space import SearchSpace
+from tune_lung.results.layout import KeepName
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cluster import NodeOffer, Resources, trials_a_gpu
+from tune_lung.tuning.cluster import NodeOffer, trials_a_gpu
 from tune_lung.tuning.forecasting.forecast import CellPlan, plan_cells
+from tune_lung.tuning.search_plan import SearchPlan
 
 _LEAST_WORKER_BYTES = 600_000_000
 """Memory of a worker that has imported torch and trains next to nothing; 790 MB measured, and other builds are smaller."""
@@ -127,32 +127,18 @@ def _largest(counted: Iterable[tuple[CheckpointSizes, int]], slots: int) -> list
     return nlargest(slots, chain.from_iterable(repeat(size, min(count, slots)) for size, count in counted))
 
 
-def warnings_of_room(
-    space: SearchSpace,
-    strategy: Strategy,
-    run: RunConfig,
-    resources: Resources,
-    offers: Iterable[NodeOffer],
-    *,
-    num_classes: int,
-    out: Path,
-    keep: KeepName = DEFAULT_KEEP,
-) -> list[str]:
+def warnings_of_room(plan: SearchPlan, offers: Iterable[NodeOffer], *, num_classes: int) -> list[str]:
     """Say in a line each what disk and memory may not hold, from what is known without training; a dry run measures.
 
     Args:
-        space: What is tried.
-        strategy: How.
-        run: Its protocol and image size.
-        resources: How many trials run at once.
+        plan: The search.
         offers: The nodes.
         num_classes: Of the data.
-        out: The parent of runs.
-        keep: Which checkpoints stay.
     """
-    plans, warnings = plan_cells(space.cells(), strategy), []
-    slots = min(resources.max_concurrent, strategy.repeats * sum(plan.num_points for plan in plans))
-    need = checkpoints_need(plans, strategy, run, keep=keep, slots=slots, num_classes=num_classes, out=out)
+    strategy, run, out = plan.strategy, plan.setup.run, plan.setup.run_root.parent
+    plans, warnings = plan_cells(plan.space.cells(), strategy), []
+    slots = min(plan.resources.max_concurrent, strategy.repeats * sum(cell.num_points for cell in plans))
+    need = checkpoints_need(plans, strategy, run, keep=plan.keep, slots=slots, num_classes=num_classes, out=out)
     free = free_bytes(out)
     if need.num_bytes > free:
         warnings.append(
