@@ -1,5 +1,6 @@
 """The pictures and tables of docs/architecture.md are compared with what the modules import, and with the import contracts."""
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+from tune_lung.families.registry import FAMILIES, MODELS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -144,3 +147,58 @@ def test_every_place_beside_the_package_is_told_and_there():
     folders -= {path.name for pattern in ignored for path in REPOSITORY.glob(pattern.rstrip("/"))}
     assert folders - {"tune_lung", "shared"} <= told
     assert all((REPOSITORY / name).exists() for name in told)
+
+
+# What the house keeps to
+
+
+CODE = {
+    path: ast.parse(path.read_text(encoding="utf-8"))
+    for folder in ("tune_lung", "analysis")
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
+    if not {"analysis", "search_spaces"} & set(path.relative_to(REPOSITORY / "tune_lung").parts if folder == "tune_lung" else ())
+}
+OF_MODELS = ("tune_lung/families/", "tune_lung/models/", "tune_lung/learners/")
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_models_are_named_by_families_and_what_builds_and_trains_them_alone(path):
+    names = {*MODELS, *(family.config.__name__ for family in FAMILIES)}
+    texts = {node.value for node in ast.walk(CODE[path]) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    used = {node.id for node in ast.walk(CODE[path]) if isinstance(node, ast.Name)}
+    if not str(path.relative_to(REPOSITORY)).startswith(OF_MODELS):
+        assert not names & (texts | used)
+
+
+def test_no_public_function_takes_more_than_7_arguments():
+    long = {
+        f"{path.name}:{node.name}": count
+        for path, tree in CODE.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        for count in [
+            len(
+                [
+                    arg
+                    for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                    if arg.arg not in ("self", "cls")
+                ]
+            )
+        ]
+        if count > 7
+    }
+    assert not long
+
+
+def test_nobody_but_the_small_commands_parsers_reads_a_namespace():
+    readers = {
+        str(path.relative_to(REPOSITORY))
+        for path, tree in CODE.items()
+        if any(isinstance(node, ast.Attribute) and node.attr == "Namespace" for node in ast.walk(tree))
+    }
+    assert readers == {
+        "tune_lung/data/__main__.py",
+        "tune_lung/option_values.py",
+        "tune_lung/report.py",
+        "tune_lung/runs.py",
+    }

@@ -34,7 +34,7 @@ from tune_lung.data.cache_content import ProvenFiles, proven_files
 from tune_lung.data.store import OpenPart
 from tune_lung.errors import InputError, NoRoomError, is_of_the_system
 from tune_lung.evaluation.predictions import input_batches
-from tune_lung.families.backbone import BackboneConfig
+from tune_lung.families.family import ModelConfig, PointValue
 from tune_lung.files import check_regular_file, check_safetensors_file, plain_json, read_regular_file
 from tune_lung.models.freezing import set_prefix_statistics
 from tune_lung.models.network import Network, network_outline, stages_after_blocks
@@ -239,10 +239,7 @@ def _pay(job: TrainingJob, cache: Cache) -> bool:
     """
     if any(has_features(each, cache) for each in (job, *(shallower for _, shallower in _shallower_prefixes(job)))):
         return True
-    network = job.trial.network
-    if not isinstance(network, BackboneConfig):
-        return False
-    plain = replace(network, weights="random")  # one measurement for all starts
+    plain = _with(job.trial.network, weights="random")  # one measurement for all starts
     gain = prefix_gain(plain, image_size=job.run.image_size, precision=job.trial.precision, device=job.device)
     return gain >= LEAST_GAIN
 
@@ -250,7 +247,7 @@ def _pay(job: TrainingJob, cache: Cache) -> bool:
 def _content(job: TrainingJob) -> dict[str, Any]:
     """List what the features follow from."""
     network, weights, transform = job.trial.network, job.weights, job.transform()
-    if not isinstance(network, BackboneConfig) or weights is None:
+    if not network.frozen_blocks or weights is None:
         raise ValueError("Only a backbone has a frozen prefix.")
     return {
         "version": FEATURES_VERSION,
@@ -318,9 +315,12 @@ def _source(job: TrainingJob, prefix: nn.Module, statistics: Mapping[str, Tensor
 def _shallower_prefixes(job: TrainingJob) -> Iterator[tuple[int, TrainingJob]]:
     """Give the same job with fewer blocks frozen, the deepest first."""
     network = job.trial.network
-    if isinstance(network, BackboneConfig):
-        for blocks in range(network.frozen_blocks - 1, 0, -1):
-            yield blocks, replace(job, trial=replace(job.trial, network=replace(network, frozen_blocks=blocks)))
+    for blocks in range(network.frozen_blocks - 1, 0, -1):
+        yield blocks, replace(job, trial=replace(job.trial, network=_with(network, frozen_blocks=blocks)))
+
+
+def _with(network: ModelConfig, **changes: PointValue) -> ModelConfig:
+    return type(network).from_fields(network.model, network.own_fields() | changes)
 
 
 def _image_batches(job: TrainingJob, part: OpenPart) -> Iterator[Tensor]:
