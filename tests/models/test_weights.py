@@ -16,7 +16,7 @@ from tune_lung.models import weights
 from tune_lung.models.network import build_network
 from tune_lung.models.weights import RANDOM_WEIGHTS, WeightsSource, load_backbone, resolve_weights
 
-BOTH = ("cnn", "resnet18", "resnet34")
+BOTH = ("resnet18", "resnet34")
 
 
 @pytest.fixture(scope="module")

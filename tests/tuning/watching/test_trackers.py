@@ -18,6 +18,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from tune_lung.errors import InputError
+from tune_lung.metrics import columns_on_validation
 from tune_lung.search import steps as search_steps
 from tune_lung.search.__main__ import main
 from tune_lung.search.command_line import read_command_line
@@ -210,7 +211,9 @@ def test_a_search_tells_tensorboard_what_stands_in_its_ledger(finished_search: t
     epochs = pd.read_parquet(run / "epochs")
     assert sorted(folder.name for folder in (run / "tensorboard").iterdir()) == sorted(epochs["trial_id"].unique())
     for trial_id, own in epochs.groupby("trial_id"):
-        expected = {(row["epoch"], name): row[name] for row in own.to_dict("records") for name in NUMBERS}
+        expected = {
+            (row["epoch"], name): row[name] for row in own.to_dict("records") for name in {*NUMBERS, *columns_on_validation()}
+        }
         told = {key: value for key, value in scalars_of(run / "tensorboard" / str(trial_id)).items() if key[0]}
         assert told == pytest.approx(expected, rel=1e-6)  # TensorBoard keeps 32 bits
     assert_says_nothing_of_the_machine(run / "tensorboard", str(run.parent))
