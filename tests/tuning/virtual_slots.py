@@ -12,7 +12,7 @@ import pytest
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.tune.execution import tune_controller
 
-from tune_lung.tuning import killed_for_memory, search_run
+from tune_lung.tuning import ray_patches, search_run
 from tune_lung.tuning.cluster import _RAY_SETTINGS, Room
 
 START_SECONDS = 3.0
@@ -44,7 +44,7 @@ class VirtualSlots:
             patch.setattr(search_run, "survive_killed_workers", lambda: None)
             patch.setattr(tune_controller, "RayActorManager", self._make_manager)
             yield
-        killed_for_memory.survive_killed_workers()
+        ray_patches.survive_killed_workers()
 
     def _make_manager(self, **_: Any) -> "_Manager":
         self.managers.append(_Manager(self))

@@ -126,8 +126,11 @@ def ray_session(address: str | None, *, is_guest: bool = False) -> Iterator[Clus
 
     Raises:
         InputError: There is no cluster at the address, the temporary folder is none for Ray, or a guest's program has initialised
-            another Ray.
+            another Ray; or Ray lacks what tune_lung builds on.
     """
+    from tune_lung.tuning.ray_patches import require_known_names
+
+    require_known_names()
     here = ray_here() if is_guest else None
     if here is not None:
         require_fits(address, here)
@@ -227,26 +230,19 @@ def _holds_sockets(parent: Path) -> bool:
 @contextmanager
 def _settled_ray() -> Iterator[None]:
     """Let Ray and Tune be silent and leave to us what is ours, for as long as the block lasts."""
-    from ray._private import ray_constants, worker
+    from tune_lung.tuning.ray_patches import told_by_us
 
-    constants: Any = ray_constants
-    uses_uv = constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
-
-    told, tune_log = worker.print_to_stdstream, logging.getLogger("ray.tune.tune")
+    tune_log = logging.getLogger("ray.tune.tune")
     level = tune_log.level
     with _environment_kept(*_RAY_SETTINGS):
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
-        if "RAY_ENABLE_UV_RUN_RUNTIME_ENV" not in os.environ:
-            constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False  # under `uv run` Ray packs the working folder, runs included
-        worker.print_to_stdstream = _tell_nothing  # what its processes would tell the user is told by us
-        tune_log.setLevel(logging.CRITICAL)  # Tune names failed trials at the end: the recorder does, at once
-        try:
-            yield
-        finally:
-            constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uses_uv
-            worker.print_to_stdstream = told
-            tune_log.setLevel(level)
+        with told_by_us(_tell_nothing, packs_for_uv="RAY_ENABLE_UV_RUN_RUNTIME_ENV" in os.environ):
+            tune_log.setLevel(logging.CRITICAL)  # Tune names failed trials at the end: the recorder does, at once
+            try:
+                yield
+            finally:
+                tune_log.setLevel(level)
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from tune_lung.strategy import Strategy
 from tune_lung.training.tensor_files import DamagedCheckpointError
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.failures import Failure
-from tune_lung.tuning.killed_for_memory import survive_killed_workers
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import Studies
+from tune_lung.tuning.ray_patches import leave_callbacks_uncounted, survive_killed_workers
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.run_profile import RunProfile
@@ -35,7 +35,6 @@ from tune_lung.tuning.sealed_test import evaluate_sealed
 from tune_lung.tuning.search_plan import Attempt, SearchPlan
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
-from tune_lung.tuning.uncounted_callbacks import leave_callbacks_uncounted
 from tune_lung.tuning.watching.progress import ProgressView
 from tune_lung.tuning.watching.time_left import TimeLeft, work_of_cells
 from tune_lung.tuning.watching.trackers import make_trackers
