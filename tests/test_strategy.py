@@ -25,6 +25,30 @@ def test_a_sampled_space_is_searched_by_tpe_and_asha() -> None:
     assert (strategy.sampler, strategy.scheduler, strategy.num_trials(TUNED)) == ("tpe", "asha", 33)
 
 
+def test_what_has_no_epochs_is_stopped_by_nobody() -> None:
+    assert Strategy.for_space(load_space("representations")).scheduler == "none"
+    mixed = SearchSpace(arms=(Arm(model="svm", c=Choice(1.0, 2.0)), Arm(model="cnn", batch_size=Choice(8, 16))))
+    assert Strategy.for_space(mixed).scheduler == "asha"
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "is_refused"),
+    [
+        ("svm", "val_macro_recall:max,trainable_params:min", True),
+        ("random_forest", "val_macro_recall:max,mult_adds:min", True),
+        ("logistic", "val_macro_recall:max,trainable_params:min", False),
+        ("svm", "val_macro_recall:max,epoch_seconds_mean:min", False),
+    ],
+)
+def test_an_objective_that_nobody_can_count_is_refused(model: str, objective: str, is_refused: bool) -> None:
+    arm = Arm(model=model, components=Choice(4, 8))
+    if not is_refused:
+        assert Strategy.for_space(SearchSpace(arms=(arm,)), objectives=parse_objectives(objective)).objectives
+        return
+    with pytest.raises(InputError, match=r"^--objective \w+: of trials of cell '\w+' it is not known\. Choose another"):
+        Strategy.for_space(SearchSpace(arms=(arm,)), objectives=parse_objectives(objective))
+
+
 def test_repeats_multiply_trials_and_stop_none() -> None:
     strategy = Strategy.for_space(TUNED, samples=3, repeats=4)
     assert (strategy.scheduler, strategy.num_trials(TUNED)) == ("none", 132)

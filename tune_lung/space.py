@@ -322,6 +322,11 @@ class SearchSpace:
         """Whether nothing is sampled: each cell is one point."""
         return not any(arm.sampled_axes() for arm in self.arms)
 
+    @property
+    def has_epochs(self) -> bool:
+        """Whether anything of it is trained in epochs, so that a trial may be stopped early."""
+        return any(family_of(model).has_epochs for model in self.models() if model in MODELS)
+
     def check(self, run: RunConfig | None = None) -> None:
         """Build every cell's trials at both ends of every axis, so that a wrong space is refused before anything starts.
 

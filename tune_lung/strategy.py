@@ -184,7 +184,7 @@ class Strategy:
             samples = _DEFAULT_SAMPLES
         if scheduler is None:
             compares = not space.is_grid and repeats == 1 and len(objectives) == 1
-            scheduler = "asha" if compares else "none"
+            scheduler = "asha" if compares and space.has_epochs else "none"
         strategy = cls(
             sampler=sampler,
             scheduler=scheduler,

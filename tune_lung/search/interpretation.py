@@ -102,7 +102,7 @@ def notes_on_scheduler(options: SearchOptions, space: SearchSpace, strategy: Str
     """
     if strategy.scheduler == "none":
         notes = []
-        if options.scheduler is None and not space.is_grid:
+        if options.scheduler is None and not space.is_grid and space.has_epochs:
             reason = "several objectives" if not strategy.has_one_objective else "the seeds of a point (--repeats)"
             notes.append(f"Scheduler none: with {reason}, no trial is stopped early")
         unused = ["grace_epochs", "reduction_factor"]
