@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 
 from tune_lung.results.schema import Verdict
-from tune_lung.tuning.rungs import Asha, Decision, MedianStopping, asha_cutoff, rung_epochs
+from tune_lung.space_files import load_space
+from tune_lung.strategy import SCHEDULERS, Strategy
+from tune_lung.tuning.rungs import Asha, Decision, MedianStopping, StoppingRule, asha_cutoff, rung_epochs
+from tune_lung.tuning.scheduler import rule_of
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_verdicts_equal_an_independent_replay_of_the_decisions(arrivals: list[tu
 
 
 def test_the_median_rule_needs_three_rivals_and_compares_with_their_running_means() -> None:
-    rule = MedianStopping(grace_epochs=2)
+    rule = MedianStopping(grace_epochs=2, max_epochs=100)
     for trial, scores in (("a", (0.2, 0.6)), ("b", (0.4, 0.8)), ("c", (0.6, 1.0))):
         for epoch, score in enumerate(scores, start=1):
             decisions = rule.judge(trial, "cell", epoch, score)
@@ -129,3 +132,59 @@ def test_the_median_rule_needs_three_rivals_and_compares_with_their_running_mean
     # the running means at epoch 2 are 0.4, 0.6 and 0.8
     assert decision.cutoff == pytest.approx(0.6)
     assert decision.verdict is Verdict.STOP
+
+
+# What every rule owes: one contract
+
+TUNED = load_space("freeze_tuned")
+RULES = {
+    name: (lambda name=name: rule_of(Strategy.for_space(TUNED, scheduler=name, grace_epochs=2, reduction_factor=2), max_epochs=9))
+    for name in SCHEDULERS
+    if name != "none"
+}
+ARRIVALS = st.lists(
+    st.lists(st.floats(0, 1, allow_nan=False, width=32), min_size=1, max_size=9), min_size=1, max_size=6
+)  # each trial's best scores by epoch, made to rise
+
+
+def heard(rule: StoppingRule, trials: list[list[float]]) -> dict[tuple[str, int], Decision]:
+    """Let trials run side by side, an epoch of each in turn, until the rule ends them."""
+    decisions: dict[tuple[str, int], Decision] = {}
+    stopped: set[int] = set()
+    for epoch in range(1, 10):
+        for number, scores in enumerate(trials):
+            if number in stopped or epoch > len(scores):
+                continue
+            for decision in rule.judge(str(number), "cell", epoch, max(scores[:epoch])):
+                assert (decision.trial, decision.rung_epoch) not in decisions  # once
+                decisions[decision.trial, decision.rung_epoch] = decision
+                stopped |= {number} if decision.verdict is Verdict.STOP else set()
+    return decisions
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(trials=ARRIVALS)
+def test_a_rule_decides_at_its_epochs_alone_and_the_same_each_time(name: str, trials: list[list[float]]) -> None:
+    rule = RULES[name]()
+    assert set(rule.foreseen_epochs) | set(rule.restored_epochs) <= set(rule.compared_epochs) <= rule.judged_epochs
+    decisions = heard(rule, trials)
+    assert {epoch for _, epoch in decisions} <= set(rule.compared_epochs)
+    assert all((decision.verdict is Verdict.STOP) <= (decision.cutoff is not None) for decision in decisions.values())
+    assert heard(RULES[name](), trials) == decisions
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(trials=ARRIVALS, newcomer=st.lists(st.floats(0, 1, width=32), min_size=9, max_size=9))
+def test_a_rule_that_was_told_of_earlier_trials_judges_as_one_that_heard_them(
+    name: str, trials: list[list[float]], newcomer: list[float]
+) -> None:
+    whole, restored = RULES[name](), RULES[name]()
+    decisions = heard(whole, trials)
+    for number, scores in enumerate(trials):
+        own = {epoch: decision.value for (trial, epoch), decision in decisions.items() if trial == str(number)}
+        stop = max((epoch for epoch in own if decisions[str(number), epoch].verdict is Verdict.STOP), default=len(scores))
+        best = {epoch: max(scores[:epoch]) for epoch in range(1, stop + 1)}
+        restored.remember(str(number), "cell", best, own)
+    for epoch in range(1, 10):
+        score = max(newcomer[:epoch])
+        assert restored.judge("new", "cell", epoch, score) == whole.judge("new", "cell", epoch, score)

@@ -11,14 +11,13 @@ from typing_extensions import TypedDict
 
 from tune_lung.config import checked_value
 from tune_lung.errors import InputError
-from tune_lung.metrics import columns_on_validation, metrics_on_test
+from tune_lung.metrics import columns_on_validation
 from tune_lung.results.layout import DEFAULT_KEEP, KeepName
 from tune_lung.results.reader import Run, plain_rows
-from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
+from tune_lung.results.schema import StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.shapes import Amount, Count, ListOf, Number, WrongShapeError, require_shape
 from tune_lung.space import Cell, SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.failures import CURABLE
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import (
@@ -31,9 +30,8 @@ from tune_lung.tuning.proposals.studies import (
     outcome_of_repeats,
 )
 from tune_lung.tuning.recorder import Recorder
-from tune_lung.tuning.rungs import Asha
 from tune_lung.tuning.scheduler import groups_of, rule_of
-from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
+from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 
 
 def earlier_attempts(
@@ -72,7 +70,7 @@ def earlier_attempts(
     records, begun, num_anew = [], set(), 0
     for row in rows:
         trial_id = row["trial_id"]
-        record = _record_of(row, _plan_of(row, cells, setup))
+        record = TrialRecord.from_row(row, _plan_of(row, cells, setup))
         record.epochs, record.decisions, record.profile = (own.pop(trial_id, []) for own in (epochs, decisions, profile))
         _require_sense(record, strategy)
         is_whole = len(record.epochs) >= row["epochs_run"] and (not record.epochs or trial_id in predicted)
@@ -151,38 +149,16 @@ def _require_sense(record: TrialRecord, strategy: Strategy) -> None:
         raise InputError(f"Trial {trial_id} of the run has not every epoch from its first to its last.")
 
 
-def _record_of(row: Mapping[str, Any], plan: TrialPlan) -> TrialRecord:
-    """Read back a trial's row of the table `trials`."""
-    return TrialRecord(
-        plan=plan,
-        resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=1),
-        status=TrialStatus(row["status"]),
-        stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
-        failure=row.get("failure"),
-        failure_kind=FailureKind(row["failure_kind"]) if "failure_kind" in row else None,
-        attempts=row["attempts"],
-        proposed_order=row.get("proposed_order", 0),
-        ended_order=row.get("ended_order"),
-        started=row.get("started"),
-        has_unnoted_start="started" not in row,
-        ended=row.get("ended"),
-        slot=row.get("slot"),
-        concurrent_trials=row.get("concurrent_trials"),
-        facts={name: row.get(name) for name in FACT_COLUMNS},
-        test_scores={metric.test_column: row[metric.test_column] for metric in metrics_on_test() if metric.test_column in row},
-    )
-
-
 def _restore_decisions(
     records: Sequence[TrialRecord], loose: Mapping[str, Sequence[Mapping[str, Any]]], space: SearchSpace, strategy: Strategy
 ) -> None:
-    """Take lost decisions of ASHA again, as the trials' epochs show that they were taken.
+    """Take lost decisions of a rule again that can restore them, as the trials' epochs show that they were taken.
 
     What a trial was judged by, and whether it went on, is known of each. Whom it was compared with is known where trials ran
     one after another, in the order of their proposal; elsewhere the cutoff is that of this order.
     """
     rule = rule_of(strategy, max_epochs=space.max_epochs())
-    if not isinstance(rule, Asha):
+    if rule is None or not rule.restored_epochs:
         return
     group_of = groups_of(space)
     known = {int(row["decision"]) for rows in (*loose.values(), *(record.decisions for record in records)) for row in rows}
@@ -193,11 +169,11 @@ def _restore_decisions(
         best_scores = list(accumulate((row["selection_score"] for row in record.epochs), max))
         # A trial that has not ended, or for want of time, may not have been judged yet at its last epoch.
         num_judged = len(best_scores) - (record.stop_reason in (None, StopReason.TIME))
-        for rung in rule.rungs:
+        for rung in rule.restored_epochs:
             if rung in recorded:
                 rule.remember(trial_id, group, {}, {rung: recorded[rung]["value"]})
             elif rung <= num_judged:
-                was_stopped = record.stop_reason is StopReason.ASHA and rung == len(best_scores)
+                was_stopped = record.stop_reason is rule.stop_reason and rung == len(best_scores)
                 (decision,) = rule.judge(trial_id, group, rung, best_scores[rung - 1])
                 decision = replace(decision, verdict=Verdict.STOP if was_stopped else Verdict.CONTINUE)
                 record.add_decision(decision, number=next(free_numbers))

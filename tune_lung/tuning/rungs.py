@@ -11,7 +11,7 @@ References:
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,22 @@ class StoppingRule(Protocol):
 
     stop_reason: StopReason
     """How the ledger names its stops."""
+
+    @property
+    def judged_epochs(self) -> frozenset[int]:
+        """Epochs that it has to hear of as they end: their state is saved, and they are reported at once."""
+
+    @property
+    def compared_epochs(self) -> Sequence[int]:
+        """Epochs at which it may end a trial, in rising order."""
+
+    @property
+    def foreseen_epochs(self) -> Sequence[int]:
+        """Those of them whose stops a forecast can replay, by ranks alone; empty where what it saves is not foreseen."""
+
+    @property
+    def restored_epochs(self) -> Sequence[int]:
+        """Those of them at which a resumed search takes lost decisions again, by the trials' epochs."""
 
     def judge(self, trial: str, group: str, epoch: int, score: float) -> list[Decision]:
         """Hear a trial's best score by an epoch.
@@ -131,6 +147,8 @@ class Asha:
             reduction_factor: One trial in this many goes on; at least 2.
         """
         self.rungs, self._reduction_factor = rungs, reduction_factor
+        self.judged_epochs = frozenset(rungs)
+        self.compared_epochs = self.foreseen_epochs = self.restored_epochs = rungs
         self._scores: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._passed: dict[str, int] = defaultdict(int)
 
@@ -170,13 +188,18 @@ class MedianStopping:
 
     stop_reason = StopReason.MEDIAN
 
-    def __init__(self, *, grace_epochs: int) -> None:
+    def __init__(self, *, grace_epochs: int, max_epochs: int) -> None:
         """Start without trials.
 
         Args:
             grace_epochs: Epochs before the first comparison; at least 1.
+            max_epochs: Epochs of a trial that is never stopped.
         """
         self._grace_epochs = grace_epochs
+        self.judged_epochs = frozenset(range(1, max_epochs + 1))  # its running means are made of every epoch
+        self.compared_epochs: Sequence[int] = range(grace_epochs, max_epochs + 1)
+        self.foreseen_epochs: Sequence[int] = ()  # whether a trial is below a mean of means hangs on more than ranks
+        self.restored_epochs: Sequence[int] = ()
         self._scores: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
 
     def judge(self, trial: str, group: str, epoch: int, score: float) -> list[Decision]:

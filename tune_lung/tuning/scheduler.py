@@ -139,22 +139,20 @@ def rule_of(strategy: Strategy, *, max_epochs: int) -> StoppingRule | None:
         case "none":
             return None
         case "median":
-            return MedianStopping(grace_epochs=strategy.grace_epochs)
+            return MedianStopping(grace_epochs=strategy.grace_epochs, max_epochs=max_epochs)
         case "asha":
-            return Asha(rungs_of(strategy, max_epochs=max_epochs), reduction_factor=strategy.reduction_factor)
+            grace = strategy.grace_epochs
+            rungs = (  # none where grace covers all
+                rung_epochs(grace_epochs=grace, max_epochs=max_epochs, reduction_factor=strategy.reduction_factor)
+                if grace <= max_epochs
+                else ()
+            )
+            return Asha(rungs, reduction_factor=strategy.reduction_factor)
         case unknown:
             assert_never(unknown)
 
 
 def judged_epochs(strategy: Strategy, *, max_epochs: int) -> frozenset[int]:
-    """List the epochs at which a strategy's scheduler compares trials."""
-    if strategy.scheduler == "median":
-        return frozenset(range(1, max_epochs + 1))  # its running means are made of every epoch
-    return frozenset(rungs_of(strategy, max_epochs=max_epochs))
-
-
-def rungs_of(strategy: Strategy, *, max_epochs: int) -> tuple[int, ...]:
-    """List the epochs at which a strategy's scheduler compares trials; none without ASHA, or where grace covers all."""
-    if strategy.scheduler != "asha" or strategy.grace_epochs > max_epochs:
-        return ()
-    return rung_epochs(grace_epochs=strategy.grace_epochs, max_epochs=max_epochs, reduction_factor=strategy.reduction_factor)
+    """List the epochs that a strategy's stopping rule has to hear of as they end."""
+    rule = rule_of(strategy, max_epochs=max_epochs)
+    return frozenset() if rule is None else rule.judged_epochs

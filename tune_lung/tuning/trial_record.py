@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from tune_lung.families.registry import family_of
-from tune_lung.metrics import columns_on_validation, is_on_validation
+from tune_lung.metrics import columns_on_validation, is_on_validation, metrics_on_test
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import TrialPlan
@@ -172,8 +172,36 @@ class TrialRecord:
         if self.newest_epoch is not None and stop_reason is not StopReason.TIME:
             self.epochs = [row for row in self.epochs if row["epoch"] <= self.newest_epoch]
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], plan: TrialPlan) -> Self:
+        """Read back what `row` laid out; epochs, decisions and the profile are tables of their own.
+
+        Args:
+            row: Columns by name; one that is missing is null, or unknown to the version that wrote it.
+            plan: The trial, worked out from the same row.
+        """
+        tested = [metric.test_column for metric in metrics_on_test() if metric.test_column in row]
+        return cls(
+            plan=plan,
+            resources=Resources(cpus_per_trial=row["cpus"], gpus_per_trial=row["gpus"], max_concurrent=1),
+            status=TrialStatus(row["status"]),
+            stop_reason=StopReason(row["stop_reason"]) if "stop_reason" in row else None,
+            failure=row.get("failure"),
+            failure_kind=FailureKind(row["failure_kind"]) if "failure_kind" in row else None,
+            attempts=row["attempts"],
+            proposed_order=row.get("proposed_order", 0),
+            ended_order=row.get("ended_order"),
+            started=row.get("started"),
+            has_unnoted_start="started" not in row,
+            ended=row.get("ended"),
+            slot=row.get("slot"),
+            concurrent_trials=row.get("concurrent_trials"),
+            facts={name: row.get(name) for name in FACT_COLUMNS},
+            test_scores={name: row[name] for name in tested},
+        )
+
     def row(self) -> dict[str, Any]:
-        """Lay the trial out as its row of the table `trials`."""
+        """Lay the trial out as its row of the table `trials`; `from_row` reads it back."""
         plan, best = self.plan, self.best or {}
         weights = plan.weights
         kept = {name: value for name, value in best.items() if is_on_validation(name)}  # those of the classes among them

@@ -16,7 +16,7 @@ from tune_lung.space import Cell, LogUniform, SampledAxis
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import SECONDS_BETWEEN_LAST
 from tune_lung.tuning.rungs import StoppingRule
-from tune_lung.tuning.scheduler import rule_of, rungs_of
+from tune_lung.tuning.scheduler import rule_of
 
 _SAMPLES_PER_CELL = 5
 _REPLAYED_TRIALS = 2000
@@ -142,7 +142,7 @@ def foresee_epochs(
 
     In a replay nothing tells the trials apart: each has its place in the ranking, and its best epoch, by chance. A best
     epoch anywhere from first to last, all equal, is what the paper saw (13 runs of at most 100 epochs with patience 20:
-    71 on average; so drawn: 68). Median stopping is taken to stop nothing.
+    71 on average; so drawn: 68). A rule that foresees nothing is taken to stop nothing.
 
     Args:
         trials: In the order of their start.
@@ -151,8 +151,9 @@ def foresee_epochs(
         seed: Of the replays.
     """
     max_epochs = max(trial.trial.max_epochs for trial in trials)
-    rungs = rungs_of(strategy, max_epochs=max_epochs)
-    first_comparison = rungs[0] if rungs else (strategy.grace_epochs if strategy.scheduler == "median" else math.inf)
+    rule = rule_of(strategy, max_epochs=max_epochs)
+    rungs = () if rule is None else rule.foreseen_epochs
+    first_comparison = math.inf if rule is None else min(rule.compared_epochs, default=math.inf)
     generator = np.random.default_rng(derive_seed(seed, "forecast"))
     num_replays = math.ceil(_REPLAYED_TRIALS / len(trials))
     replays = [
