@@ -25,7 +25,7 @@ from tune_lung.strategy import Strategy
 from tune_lung.training.fit import EpochResult, fit
 from tune_lung.tuning.device import claim_device
 from tune_lung.tuning.plan import DataRequest, SearchSetup
-from tune_lung.tuning.sealed_test import predict_on_test
+from tune_lung.tuning.sealed_evaluation import predict_on_test
 
 CACHE_BYTES = 20_000_000_000
 PLAIN_MEMORY = {"MALLOC_MMAP_MAX_": "65536"}

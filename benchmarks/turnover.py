@@ -32,10 +32,10 @@ from tune_lung.strategy import Strategy
 from tune_lung.tuning.cell_order import search_order
 from tune_lung.tuning.cluster import Resources, ray_session
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import EPOCHS
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.reports import EPOCHS
 from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 from tune_lung.tuning.trainable import LungTrial

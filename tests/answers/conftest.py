@@ -24,7 +24,7 @@ from tune_lung.space import Arm, SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import fit
 from tune_lung.tuning.plan import DataRequest, SearchSetup
-from tune_lung.tuning.sealed_test import predict_on_test
+from tune_lung.tuning.sealed_evaluation import predict_on_test
 
 from tests.data.conftest import texture
 from tests.data.stored_forms import png

@@ -21,9 +21,9 @@ from tune_lung.models.precision import autocast
 from tune_lung.models.transfer import to_device
 from tune_lung.results.schema import FailureKind
 from tune_lung.training import prefix_features
+from tune_lung.training.batch_sources import Inputs, open_inputs
 from tune_lung.training.checkpoints import Checkpoints
 from tune_lung.training.fit import fit
-from tune_lung.training.inputs import Inputs, open_inputs
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import loss_of
 from tune_lung.tuning.device import GPU_CONTEXT_BYTES

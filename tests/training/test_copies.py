@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tune_lung.training import fit as fit_module
-from tune_lung.training.inputs import ImageInputs
+from tune_lung.training.batch_sources import ImageInputs
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.stopwatch import StoppedStopwatch
 

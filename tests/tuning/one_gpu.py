@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from tune_lung.config import RunConfig
-from tune_lung.tuning import sealed_test
+from tune_lung.tuning import sealed_evaluation
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import DataRequest, SearchSetup
 from tune_lung.tuning.survey import survey_devices
@@ -41,9 +41,9 @@ def main() -> None:
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     resources = Resources(cpus_per_trial=0.5, gpus_per_trial=0.5, max_concurrent=2)
     survey = survey_devices(resources)
-    sealed_test._predictions_or_damage = process
+    sealed_evaluation._predictions_or_damage = process
     plans = [setup.plan_trial("cnn", {"model": "cnn", "batch_size": size}) for size in (8, 16, 32)]
-    pids = [pid for _, pid in sealed_test.evaluate_sealed(plans, {}, setup, resources)]
+    pids = [pid for _, pid in sealed_evaluation.evaluate_sealed(plans, {}, setup, resources)]
     sys.stdout.write(json.dumps({"faults": survey.faults, "pids": pids}) + "\n")
 
 

@@ -16,13 +16,13 @@ from tune_lung.results.manifest import DataFacts, SearchFacts, new_manifest
 from tune_lung.results.schema import FailureKind
 from tune_lung.space import Arm, Choice, SearchSpace
 from tune_lung.strategy import Strategy
-from tune_lung.tuning import sealed_test
+from tune_lung.tuning import sealed_evaluation
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.failures import MOST_FAILURES, Failure
 from tune_lung.tuning.plan import DataRequest, SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import Studies
 from tune_lung.tuning.recorder import Recorder
-from tune_lung.tuning.sealed_test import evaluate_sealed
+from tune_lung.tuning.sealed_evaluation import evaluate_sealed
 from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.search_run import train
 
@@ -139,7 +139,7 @@ def sealed_outcomes(setup: SearchSetup, names: tuple[int, ...]) -> dict[int, Any
 def test_a_sealed_test_that_fails_is_sorted_and_tried_again_as_a_trial_is(
     setup: SearchSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sealed_test, "_predictions_or_damage", raising(tmp_path, most=2))
+    monkeypatch.setattr(sealed_evaluation, "_predictions_or_damage", raising(tmp_path, most=2))
     outcomes = sealed_outcomes(setup, (11, 13, 10))
     assert outcomes[13] == Failure(FailureKind.OUT_OF_MEMORY, FAILURES[13], is_final=True)  # its second attempt was its last
     assert [outcomes[name]["name"].tolist() for name in (10, 11)] == [[10], [11]]
@@ -148,6 +148,6 @@ def test_a_sealed_test_that_fails_is_sorted_and_tried_again_as_a_trial_is(
 
 
 def test_a_bug_in_a_sealed_test_is_raised(setup: SearchSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealed_test, "_predictions_or_damage", raising(tmp_path, most=9))
+    monkeypatch.setattr(sealed_evaluation, "_predictions_or_damage", raising(tmp_path, most=9))
     with pytest.raises(KeyError):
         sealed_outcomes(setup, (16,))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tune_lung.config import Precision
 from tune_lung.data.store import Part, Pixels
-from tune_lung.models.inputs import InputTransform
+from tune_lung.models.input_transform import InputTransform
 from tune_lung.models.precision import autocast
 from tune_lung.models.transfer import to_device
 from tune_lung.results.schema import probability_column

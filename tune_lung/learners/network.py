@@ -19,7 +19,7 @@ from tune_lung.learners.answering import BATCH_SIZE
 from tune_lung.learners.kept import KeptModel, require_shapes
 from tune_lung.learners.learner import CheckpointBytes, Learner, ModelFacts, Setting, Watch
 from tune_lung.models.cost import mult_adds, prefix_mult_adds
-from tune_lung.models.inputs import InputTransform
+from tune_lung.models.input_transform import InputTransform
 from tune_lung.models.network import Network, changing_state, count_parameters, frozen_state, network_outline
 from tune_lung.models.precision import fp32_multiplied_as_it_is
 from tune_lung.results.pixel_facts import PixelFacts

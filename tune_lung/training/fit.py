@@ -28,9 +28,9 @@ from tune_lung.models.transfer import to_device
 from tune_lung.randomness import derive_seed
 from tune_lung.results.schema import TimePart
 from tune_lung.shapes import built_from_json, require_shape
+from tune_lung.training.batch_sources import Inputs, open_inputs
 from tune_lung.training.checkpoints import FROZEN, Checkpoint, Checkpoints
 from tune_lung.training.early_stopping import EarlyStopping
-from tune_lung.training.inputs import Inputs, open_inputs
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.loss import loss_of
 from tune_lung.training.selection import selection_score

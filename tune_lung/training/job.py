@@ -8,7 +8,7 @@ import torch
 from tune_lung.config import RunConfig, TrialConfig
 from tune_lung.data.cache import Cache
 from tune_lung.data.store import Part, PixelStore
-from tune_lung.models.inputs import InputTransform
+from tune_lung.models.input_transform import InputTransform
 from tune_lung.models.network import Network, build_network
 from tune_lung.models.weights import WeightsSource
 

@@ -34,12 +34,12 @@ from tune_lung.tuning.failures import (
     line_of,
     without_paths,
 )
-from tune_lung.tuning.outcome import EPOCHS, failure_of, last_epoch
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
 from tune_lung.tuning.proposals.studies import objective_values
+from tune_lung.tuning.reports import EPOCHS, failure_of, last_epoch
 from tune_lung.tuning.retention import Retention
-from tune_lung.tuning.rungs import Decision
 from tune_lung.tuning.slots import Slots
+from tune_lung.tuning.stopping_rules import Decision
 from tune_lung.tuning.trial_record import FACT_COLUMNS, EarlierAttempts, TrialRecord
 
 _SECONDS_BETWEEN_FLUSHES = 10.0

@@ -14,9 +14,9 @@ from tune_lung.space import SearchSpace
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.cluster import placement_elsewhere
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import failure_of, last_epoch
 from tune_lung.tuning.recorder import Recorder
-from tune_lung.tuning.rungs import Asha, MedianStopping, StoppingRule, rung_epochs
+from tune_lung.tuning.reports import failure_of, last_epoch
+from tune_lung.tuning.stopping_rules import Asha, MedianStopping, StoppingRule, rung_epochs
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 
 

@@ -29,10 +29,10 @@ from tune_lung.tuning.ray_patches import leave_callbacks_uncounted, survive_kill
 from tune_lung.tuning.recorder import Recorder
 from tune_lung.tuning.retention import Retention
 from tune_lung.tuning.run_profile import RunProfile
-from tune_lung.tuning.sampler import StudySearch
 from tune_lung.tuning.scheduler import RungScheduler, groups_of, rule_of
-from tune_lung.tuning.sealed_test import evaluate_sealed
+from tune_lung.tuning.sealed_evaluation import evaluate_sealed
 from tune_lung.tuning.search_plan import Attempt, SearchPlan
+from tune_lung.tuning.study_search import StudySearch
 from tune_lung.tuning.trainable import LungTrial
 from tune_lung.tuning.trial_record import EarlierAttempts, TrialRecord
 from tune_lung.tuning.watching.progress import ProgressView

@@ -19,8 +19,8 @@ from tune_lung.results.schema import TimePart
 from tune_lung.training.fit import DivergedError, EpochResult
 from tune_lung.training.stopwatch import StoppedStopwatch, Stopwatch
 from tune_lung.tuning.device import claim_device, device_name
-from tune_lung.tuning.outcome import EPOCHS, FAILURE
 from tune_lung.tuning.plan import SearchSetup
+from tune_lung.tuning.reports import EPOCHS, FAILURE
 from tune_lung.tuning.watchdog import Watchdog
 
 _NOT_REPORTED = ("kept_logits_NK",)

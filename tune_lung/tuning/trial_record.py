@@ -12,7 +12,7 @@ from tune_lung.metrics import columns_on_validation, is_on_validation, metrics_o
 from tune_lung.results.schema import FailureKind, StopReason, TimePart, TrialStatus, Verdict
 from tune_lung.tuning.cluster import Resources
 from tune_lung.tuning.plan import TrialPlan
-from tune_lung.tuning.rungs import Decision
+from tune_lung.tuning.stopping_rules import Decision
 
 FACT_COLUMNS = ("total_params", "trainable_params", "mult_adds", "device", "prefix_seconds")
 """What a trial's reports say of its network, its device and its features."""

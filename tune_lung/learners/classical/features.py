@@ -23,7 +23,7 @@ from tune_lung.evaluation.predictions import input_batches, stored_tensors
 from tune_lung.families.classical import CELLS_PER_BLOCK, ClassicalConfig
 from tune_lung.learners.answering import BATCH_SIZE
 from tune_lung.learners.kept import KeptModel, require_shapes
-from tune_lung.models.inputs import InputTransform
+from tune_lung.models.input_transform import InputTransform
 from tune_lung.models.network import Network, frozen_state, network_outline
 from tune_lung.models.precision import autocast
 from tune_lung.results.pixel_facts import PixelFacts

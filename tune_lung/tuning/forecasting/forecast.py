@@ -15,8 +15,8 @@ from tune_lung.results.schema import Verdict
 from tune_lung.space import Cell, LogUniform, SampledAxis
 from tune_lung.strategy import Strategy
 from tune_lung.training.fit import SECONDS_BETWEEN_LAST
-from tune_lung.tuning.rungs import StoppingRule
 from tune_lung.tuning.scheduler import rule_of
+from tune_lung.tuning.stopping_rules import StoppingRule
 
 _SAMPLES_PER_CELL = 5
 _REPLAYED_TRIALS = 2000

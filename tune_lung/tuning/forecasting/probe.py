@@ -27,9 +27,9 @@ from tune_lung.learners.learner import Setting, Watch
 from tune_lung.learners.registry import learner_of
 from tune_lung.results.schema import FailureKind
 from tune_lung.space import Cell
+from tune_lung.training.batch_sources import bytes_kept_on_gpu
 from tune_lung.training.checkpoints import Checkpoint, Checkpoints
 from tune_lung.training.fit import EpochResult
-from tune_lung.training.inputs import bytes_kept_on_gpu
 from tune_lung.training.job import TrainingJob
 from tune_lung.training.prefix_features import features_bytes, features_key, has_features, has_room_for_features, settle_prefix
 from tune_lung.tuning.cluster import task_options

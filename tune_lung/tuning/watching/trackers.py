@@ -30,8 +30,8 @@ from tune_lung.files import set_aside
 from tune_lung.metrics import class_of
 from tune_lung.results.schema import TrialStatus
 from tune_lung.tuning.driver_only import DriverOnly
-from tune_lung.tuning.outcome import EPOCHS, failure_of
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.reports import EPOCHS, failure_of
 from tune_lung.tuning.trial_record import TrialRecord
 from tune_lung.working_folder import neutral_folder
 

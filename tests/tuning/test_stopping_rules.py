@@ -10,8 +10,8 @@ from hypothesis import given
 from tune_lung.results.schema import Verdict
 from tune_lung.space_files import load_space
 from tune_lung.strategy import SCHEDULERS, Strategy
-from tune_lung.tuning.rungs import Asha, Decision, MedianStopping, StoppingRule, asha_cutoff, rung_epochs
 from tune_lung.tuning.scheduler import rule_of
+from tune_lung.tuning.stopping_rules import Asha, Decision, MedianStopping, StoppingRule, asha_cutoff, rung_epochs
 
 
 @pytest.mark.parametrize(

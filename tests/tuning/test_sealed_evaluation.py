@@ -12,9 +12,9 @@ from tune_lung.data.store import DecodedImages, PixelStore, StoreDamagedError, w
 from tune_lung.learners import network
 from tune_lung.models.network import changing_state
 from tune_lung.training.checkpoints import Checkpoint
-from tune_lung.tuning import sealed_test
+from tune_lung.tuning import sealed_evaluation
 from tune_lung.tuning.plan import SearchSetup, TrialPlan
-from tune_lung.tuning.sealed_test import predict_on_test
+from tune_lung.tuning.sealed_evaluation import predict_on_test
 
 SPLITS = ["train"] * 6 + ["validation"] * 4 + ["test"] * 10
 
@@ -22,7 +22,7 @@ SPLITS = ["train"] * 6 + ["validation"] * 4 + ["test"] * 10
 @pytest.fixture
 def trained(setup: SearchSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TrialPlan, SearchSetup]:
     """A trial with a kept network, and its run over a store of random images."""
-    monkeypatch.setattr(sealed_test, "claim_device", lambda **_: torch.device("cpu"))
+    monkeypatch.setattr(sealed_evaluation, "claim_device", lambda **_: torch.device("cpu"))
     images = DecodedImages(
         pixels_MHW=np.random.default_rng(0).integers(0, 256, (20, 32, 32), dtype=np.uint8),
         masks_MHW=None,

@@ -13,9 +13,9 @@ from tune_lung.results.schema import FailureKind, TrialStatus
 from tune_lung.strategy import Strategy
 from tune_lung.tuning.driver_only import DriverOnly
 from tune_lung.tuning.failures import Failure
-from tune_lung.tuning.outcome import EPOCHS, METRIC, failure_of
 from tune_lung.tuning.proposals.studies import Outcome, Proposal, Studies, outcome_of, outcome_of_repeats
 from tune_lung.tuning.recorder import Recorder
+from tune_lung.tuning.reports import EPOCHS, METRIC, failure_of
 from tune_lung.tuning.resume import replay
 from tune_lung.tuning.trial_record import TrialRecord
 
