@@ -9,6 +9,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from tune_lung.metrics import metrics_on_test
 from tune_lung.results.ranking import best_points
 from tune_lung.results.reader import read_run
 from tune_lung.training.checkpoints import load
@@ -77,9 +78,10 @@ def test_more_repeats_train_again_what_leads_by_them_and_was_not_kept(tmp_path: 
     grown, at_once = (tmp_path / name / "run" for name in ("grown", "at once"))
     tested = best_points(read_run(at_once).trials)["trial_id"]
     tables = [read_run(root) for root in (grown, at_once)]
-    untested = [comparable(run, "trials").drop(columns=["test_macro_recall", "test_micro_recall"]) for run in tables]
+    of_test = [metric.test_column for metric in metrics_on_test()]
+    untested = [comparable(run, "trials").drop(columns=of_test) for run in tables]
     pd.testing.assert_frame_equal(*untested, check_exact=True)
-    scores = [run.trials.set_index("trial_id").loc[tested, ["test_macro_recall", "test_micro_recall"]] for run in tables]
+    scores = [run.trials.set_index("trial_id").loc[tested, of_test] for run in tables]
     pd.testing.assert_frame_equal(*scores, check_exact=True)
     assert scores[0].notna().all(axis=None)
     assert_promise_is_kept(grown)
