@@ -8,12 +8,12 @@ Run: python -m tune_lung.search --space inputs --data DIR
 
 from tune_lung.space import Arm, Grid, SearchSpace
 
+INPUTS = Grid("full", "lungs", "background")
+AUGMENTATIONS = Grid("none", "light", "strong")
+
 SPACE = SearchSpace(
-    arms=(
-        Arm(
-            model=Grid("cnn", "resnet18"),
-            input=Grid("full", "lungs", "background"),
-            augmentation=Grid("none", "light", "strong"),
-        ),
+    arms=(  # an arm each: a run fixes where a ResNet's weights come from, which the CNN has no field for
+        Arm(model="cnn", input=INPUTS, augmentation=AUGMENTATIONS),
+        Arm(model="resnet18", input=INPUTS, augmentation=AUGMENTATIONS),
     ),
 )

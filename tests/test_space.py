@@ -336,3 +336,11 @@ def test_setting_a_sampled_field_leaves_no_axis_and_no_first_value():
     space = load_space("freeze_tuned").with_fixed({"batch_size": 32})
     assert all("batch_size" not in cell.axes for cell in space.cells())
     assert all("batch_size" not in point for point in space.first_points)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_space_files()))
+def test_a_shipped_space_takes_what_a_run_fixes_for_all_its_backbones(name: str) -> None:
+    space = load_space(name)
+    if space.backbones():
+        fixed = space.with_fixed({"precision": "fp32", "weights": "random"})
+        assert {TrialConfig.from_point(cell.point).columns()["weights"] for cell in fixed.cells()} <= {"random", None}
