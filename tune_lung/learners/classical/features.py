@@ -28,7 +28,7 @@ from tune_lung.models.network import Network, frozen_state, network_outline
 from tune_lung.models.precision import autocast
 from tune_lung.results.pixel_facts import PixelFacts
 from tune_lung.training.job import TrainingJob
-from tune_lung.training.prefix_features import FEATURE_DTYPES, settle_prefix, stored_prefix_features
+from tune_lung.training.prefix_features import FEATURE_DTYPES, features_key, settle_prefix, stored_prefix_features
 
 _MOST_KEPT = 2
 """Tables of features that a process keeps for the trials that follow."""
@@ -62,18 +62,17 @@ def feature_tables(job: TrainingJob) -> FeatureTables:
         InputError: Stored images or features are damaged, or changed while they were read.
     """
     config = classical_of(job)
-    network, weights = config.starts_from and config.network(), job.weights
-    key = (
-        job.store.fingerprint,
-        job.run.image_size,
-        job.trial.input,
-        *((config.features, config.hog_cell, config.hog_orientations, config.pixel_side) if network is None else (network,)),
-        *(() if weights is None else (weights.sha256 or job.network_seed, job.trial.precision, str(job.device))),
-    )
+    has_backbone = config.starts_from is not None
+    key: tuple[object, ...]
+    if has_backbone:
+        key = (features_key(backbone_job(job)),)
+    else:
+        own = (config.features, config.hog_cell, config.hog_orientations, config.pixel_side)
+        key = (job.store.fingerprint, job.run.image_size, job.trial.input, *own)
     if key not in _kept:
         while len(_kept) >= _MOST_KEPT:
             del _kept[next(iter(_kept))]
-        _kept[key] = _pooled_tables(job) if network is not None else _plain_tables(job)
+        _kept[key] = _pooled_tables(job) if has_backbone else _plain_tables(job)
     return _kept[key]
 
 

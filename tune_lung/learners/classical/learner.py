@@ -46,7 +46,6 @@ from tune_lung.training.selection import selection_score
 from tune_lung.training.tensor_files import DamagedCheckpointError
 
 _ESTIMATOR = "estimator.bytes"
-_VALIDATION_LOGITS = "validation.logits"
 _PASSES_OF_A_FIT = 200
 """About as many times is a number of the features read while an estimator is fitted."""
 _WORK_OF_A_FIT = 10**8
@@ -80,7 +79,7 @@ class ClassicalLearner(Learner):
         score = selection_score(measured, select_by=job.run.select_by)
         job.check_images()  # the labels too
         tensors = {f"statistics.{name}": tensor for name, tensor in tables.statistics.items()}
-        tensors |= {_ESTIMATOR: as_tensor(estimator), _VALIDATION_LOGITS: logits_NK}
+        tensors[_ESTIMATOR] = as_tensor(estimator)
         with watch.stopwatch.measure(TimePart.CHECKPOINT):
             frozen = checkpoints.frozen_parts.keep(tables.frozen) if tables.frozen else None
             checkpoints.save_best(Checkpoint(tensors=tensors, state={"epoch": 1, "score": score, FROZEN: frozen}))
