@@ -126,7 +126,7 @@ def test_a_store_depends_on_everything_its_content_follows_from(image_folder, ca
         "size": store(run=RunConfig(image_size=17)),
         "protocol": store(run=RunConfig(image_size=16, protocol="published")),
         "seed": store(run=RunConfig(image_size=16, seed=1)),
-        "limit": store(limit=40),
+        "limit": store(choice=ImageChoice(limit=40)),
         "synthetic": store(synthetic=True),
     }
     texture(99).save(root / "A/images/A-1.png")

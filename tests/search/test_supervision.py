@@ -30,6 +30,7 @@ from tune_lung.tuning.cluster_watch import ClusterWatch
 from tune_lung.tuning.plan import SearchSetup
 from tune_lung.tuning.proposals.studies import KnownTrial
 from tune_lung.tuning.recorder import SearchHaltedError
+from tune_lung.tuning.search_plan import SearchPlan
 from tune_lung.tuning.trial_record import TrialRecord
 
 from tests.tuned_run import setup_of, write_tuned_run
@@ -249,8 +250,12 @@ def supervised_of(request: SearchRequest, setup: SearchSetup) -> Supervised:
     assert request.ownership is not None
     return Supervised(
         request=request,
-        setup=replace(setup, run_root=request.root),
-        resources=RESOURCES,
+        plan=SearchPlan(
+            space=request.space,
+            strategy=request.strategy,
+            setup=replace(setup, run_root=request.root),
+            resources=RESOURCES,
+        ),
         ledger=Ledger.open(request.root),
         ownership=request.ownership,
         known=[],
